@@ -1,0 +1,138 @@
+"""Event v1: what an app says a user did. JSON on any raw topic."""
+
+from datetime import UTC, datetime, timedelta
+from typing import Annotated, Final
+
+import msgspec
+from msgspec import Meta, Struct
+
+MAX_ID_LENGTH: Final = 128
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+# Epoch seconds read as milliseconds fall in January 1970, so a floor of 1990 catches the commonest mistake.
+EARLIEST_MS: Final = 631_152_000_000
+# A time in the future would sit at the end of the user's window until it is past; a clock may be a day off.
+FUTURE_TOLERANCE_MS: Final = 24 * 3600 * 1000
+
+Id = Annotated[str, Meta(min_length=1, max_length=MAX_ID_LENGTH)]
+TypeName = Annotated[str, Meta(min_length=1, max_length=64)]
+
+
+class Event(Struct, frozen=True):
+    """One interaction of one user with one item, as an app sends it. Unknown fields are ignored.
+
+    Defaults are filled in at ingest: ``type`` from the source topic, ``event_id`` from topic, partition and
+    offset, ``event_time`` from Kafka's timestamp.
+    """
+
+    user_id: Annotated[Id, Meta(description="Who. Decides the partition: crc32 of its UTF-8 bytes, modulo P.")]
+    item_id: Annotated[Id, Meta(description="What: the item's id as the catalogue knows it.")]
+    type: Annotated[TypeName | None, Meta(description="What happened; default: the source topic's type.")] = None
+    event_id: Annotated[Id | None, Meta(description="Unique id: a repeat of it is dropped.")] = None
+    event_time: Annotated[
+        Annotated[datetime, Meta(tz=True)] | int | None,
+        Meta(description="When: ISO 8601 with an offset, or milliseconds since 1970; default: Kafka's timestamp."),
+    ] = None
+    session_id: Annotated[Id | None, Meta(description="The visit that this belongs to.")] = None
+    value: Annotated[float | None, Meta(description="A rating, a price, seconds listened.")] = None
+    recommendation_id: Annotated[Id | None, Meta(description="The recommendation that led here.")] = None
+    position: Annotated[
+        Annotated[int, Meta(ge=0, le=1_000_000)] | None, Meta(description="The item's rank in that list, from 0.")
+    ] = None
+    context: Annotated[
+        msgspec.Raw | msgspec.UnsetType,
+        Meta(description="Any JSON object, kept as it is.", extra_json_schema={"type": "object"}),
+    ] = msgspec.UNSET
+
+
+class InvalidEvent(ValueError):
+    """A raw message that is not an Event v1.
+
+    Attributes:
+        reason: A short code, one of a closed set (it labels metrics).
+    """
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+_decoder = msgspec.json.Decoder(Event)
+
+
+def decode_event(raw: bytes | None, max_bytes: int) -> Event:
+    """Decode and validate the bytes of one raw message; times are checked by `event_time_ms`.
+
+    Args:
+        raw: The Kafka message's value.
+        max_bytes: Largest accepted size of ``raw``, bytes.
+
+    Raises:
+        InvalidEvent: With a reason that a person understands.
+    """
+    if raw is None:
+        raise InvalidEvent("null_value", "the message has no value (a tombstone); an event is a JSON object")
+    if len(raw) > max_bytes:
+        raise InvalidEvent("too_large", f"the event has {len(raw):,} bytes, the limit is {max_bytes:,}")
+    try:
+        if not raw.isascii():
+            raw.decode()  # msgspec skips unknown fields without checking their encoding
+        event = _decoder.decode(raw)
+    except UnicodeDecodeError as error:
+        raise InvalidEvent("invalid_utf8", f"not valid UTF-8: {error.reason} at byte {error.start}") from error
+    except RecursionError as error:
+        raise InvalidEvent("too_deep", "nested too deeply") from error
+    except msgspec.ValidationError as error:
+        raise InvalidEvent(_reason(str(error)), str(error)) from error
+    except msgspec.DecodeError as error:
+        raise InvalidEvent("not_json", f"not valid JSON: {error}") from error
+    if b"\\u0000" in raw:
+        _refuse_nul(event)
+    if event.context is not msgspec.UNSET and not bytes(event.context).startswith(b"{"):
+        raise InvalidEvent("invalid_field", "Expected `object` - at `$.context`")
+    return event
+
+
+def event_time_ms(event: Event, kafka_timestamp_ms: int) -> int:
+    """When the event happened, milliseconds since 1970.
+
+    Args:
+        kafka_timestamp_ms: The raw message's timestamp: the default, and what "the future" is measured from.
+
+    Raises:
+        InvalidEvent: Before 1990, or more than a day after Kafka's timestamp.
+    """
+    time = event.event_time
+    if time is None:
+        return kafka_timestamp_ms
+    milliseconds = time if isinstance(time, int) else (time - _EPOCH) // timedelta(milliseconds=1)
+    if milliseconds < EARLIEST_MS:
+        hint = "; are these seconds? milliseconds are expected" if 0 < milliseconds * 1000 >= EARLIEST_MS else ""
+        raise InvalidEvent("absurd_time", f"event_time {_shown(time)} is before 1990{hint}")
+    if milliseconds > kafka_timestamp_ms + FUTURE_TOLERANCE_MS:
+        raise InvalidEvent("absurd_time", f"event_time {_shown(time)} is more than a day in the future")
+    return milliseconds
+
+
+def derived_event_id(topic: str, partition: int, offset: int) -> str:
+    """The id of an event whose app gave none: its place in the raw log."""
+    return f"{topic}-{partition}-{offset}"
+
+
+def _reason(message: str) -> str:
+    if message.startswith("Object missing required field"):
+        return "missing_field"
+    if message.startswith("Expected `object`") and "$" not in message:
+        return "not_an_object"
+    if "of length" in message:
+        return "bad_length"
+    return "invalid_field"
+
+
+def _refuse_nul(event: Event) -> None:
+    for name in ("user_id", "item_id", "type", "event_id", "session_id", "recommendation_id"):
+        if "\0" in (getattr(event, name) or ""):
+            raise InvalidEvent("nul", f"a NUL character is not allowed - at `$.{name}`")
+
+
+def _shown(time: int | datetime) -> str:
+    return str(time) if isinstance(time, int) else time.isoformat()

@@ -1,0 +1,89 @@
+"""Recommendation v1: what an app reads after a user's interest moved. JSON, keyed by user id."""
+
+from hashlib import blake2b
+from typing import Annotated, Literal
+
+import msgspec
+from msgspec import Meta, Struct
+
+
+class Trigger(Struct, frozen=True):
+    """The newest event, in the order of the log, that moved this user's window."""
+
+    event_id: str
+    type: str
+    item_id: str
+    event_time: Annotated[int, Meta(description="Milliseconds since 1970.")]
+    topic: str
+    partition: int
+    offset: int
+
+
+class ModelName(Struct, frozen=True):
+    """Which model computed the vector."""
+
+    name: str
+    version: str
+
+
+class VectorSummary(Struct, frozen=True):
+    """The new interest vector in brief; the vector itself is in Redis."""
+
+    dim: int
+    drift: Annotated[
+        float | None, Meta(description="Cosine distance to the user's previous vector, 0 to 2; null for the first.")
+    ]
+
+
+class RecommendedItem(Struct, frozen=True):
+    """One item of a list."""
+
+    item_id: str
+    rank: Annotated[int, Meta(ge=1, description="1 is the best.")]
+    score: Annotated[float | None, Meta(description="Dot product of the vectors; null for a popular item.")]
+    because: Annotated[list[str], Meta(description="Items of the user's window closest to it, closest first.")]
+
+
+class Recommendation(Struct, frozen=True):
+    """A list of items for one user. Two with the same id have the same list: drop repeats by id."""
+
+    recommendation_id: str
+    user_id: str
+    generated_at: Annotated[int, Meta(description="Milliseconds since 1970.")]
+    mode: Literal["live", "replay"]
+    strategy: Annotated[
+        Literal["personal", "popular"],
+        Meta(description="`popular`: the model knows none of the user's items, so the list is the popular items."),
+    ]
+    trigger: Trigger
+    model: ModelName
+    vector: VectorSummary
+    items: list[RecommendedItem]
+
+
+_encoder = msgspec.json.Encoder()
+_decoder = msgspec.json.Decoder(Recommendation)
+
+
+def encode_recommendation(recommendation: Recommendation) -> bytes:
+    """JSON, as on the topic and in Redis."""
+    return _encoder.encode(recommendation)
+
+
+def decode_recommendation(raw: bytes) -> Recommendation:
+    """The recommendation in ``raw``.
+
+    Raises:
+        msgspec.DecodeError: Not a Recommendation v1.
+    """
+    return _decoder.decode(raw)
+
+
+def recommendation_id(generation: str, model_version: str, user_id: str, trigger: Trigger) -> str:
+    """A deterministic id, 32 hex digits: a replay gives the same list of the same model the same id.
+
+    The trigger is named by its place in the raw log as well as its event id: after the memory of repeats has
+    forgotten an event id, a second event may carry it, and that one leads to another list.
+    """
+    parts = (generation, model_version, user_id, trigger.event_id, trigger.topic, trigger.partition, trigger.offset)
+    return blake2b("\0".join(map(str, parts)).encode(), digest_size=16).hexdigest()
