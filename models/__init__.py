@@ -1,0 +1,1 @@
+"""Sequential recommendation models: what serving and training share, and the training itself."""
