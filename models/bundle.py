@@ -1,0 +1,460 @@
+"""The model bundle: a directory that holds everything that serving needs of a model, and proves that it is whole.
+
+    encoder.onnx      items, types, ages, lengths -> vector
+    config.json       ModelConfig
+    vocabulary.json   item ids in row order
+    items.npy         item vectors, (items + 1, dim) float32, row 0 all zeros
+    metadata.json     item id -> ItemMetadata
+    golden.npz        inputs with the vectors and the best items that the encoder must give for them
+    manifest.json     Manifest: where the model came from, and size and SHA-256 of every other file
+
+The hashes find damage and mix-ups. They are no signature: whoever can write the directory can write the manifest.
+"""
+
+import hashlib
+import os
+import shutil
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from io import BytesIO
+from pathlib import Path
+from typing import TypeVar
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from models.errors import BundleError, DataError
+from models.spec import CONFIG_FORMAT, IntArray, ItemMetadata, ModelConfig, Vectors
+from models.vocabulary import Vocabulary
+from models.windows import WindowInputs
+
+MANIFEST_FORMAT = 1
+"""The layout of a bundle that this code writes, and the only one that it reads."""
+
+TOP = 10
+"""How many best items the golden sample names for each window."""
+
+ENCODER, CONFIG, VOCABULARY, ITEMS, METADATA, GOLDEN, MANIFEST = (
+    "encoder.onnx",
+    "config.json",
+    "vocabulary.json",
+    "items.npy",
+    "metadata.json",
+    "golden.npz",
+    "manifest.json",
+)
+HASHED = (ENCODER, CONFIG, VOCABULARY, ITEMS, METADATA, GOLDEN)
+"""The files that every manifest must list. One may list more, such as a scorer; all are checked."""
+
+
+class FileRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What the manifest says of one file."""
+
+    sha256: str
+    bytes: int
+
+
+class Parity(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How closely ONNX Runtime followed the network that was trained, over windows of every length.
+
+    Attributes:
+        windows: Windows compared.
+        max_abs_difference: Largest difference of any number in any vector.
+        swapped_ties: Places in the top lists that differ, all of them between items that score the same to within
+            what that difference explains.
+    """
+
+    windows: int
+    max_abs_difference: float
+    swapped_ties: int = 0
+
+
+class Provenance(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Where a model came from and how good it is.
+
+    Attributes:
+        command: The commands that make it again, one a line.
+        opset: The ONNX operator set of the encoder.
+        metrics: Measured figures by name, such as "ndcg@10".
+        parity: How closely the encoder follows the trained network.
+    """
+
+    command: str
+    opset: int
+    metrics: dict[str, float]
+    parity: Parity
+
+
+class Manifest(Provenance, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """manifest.json: provenance, and the record of every other file of the bundle.
+
+    Attributes:
+        format: The layout of the bundle, `MANIFEST_FORMAT`.
+        created_at: ISO 8601, UTC.
+        files: File name to its record.
+    """
+
+    format: int
+    created_at: str
+    files: dict[str, FileRecord]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Golden:
+    """A sample that shows whether an encoder computes what it should on this machine.
+
+    Attributes:
+        inputs: Encoder inputs of a few windows.
+        vectors: The vectors expected, shape (batch, dim), float32.
+        top: The rows of the `TOP` best items by dot product, best first, equal scores by row, nothing filtered out;
+            shape (batch, TOP), int64; -1 where there are fewer items.
+    """
+
+    inputs: WindowInputs
+    vectors: Vectors
+    top: IntArray
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Bundle:
+    """A bundle that was read and found whole.
+
+    Attributes:
+        path: Its directory.
+        config: What the model is.
+        vocabulary: Its items.
+        item_vectors: Shape (items + 1, dim), float32, C-contiguous, read-only; row 0 (padding) is all zeros.
+        metadata: Item id to what people see of it. Not every item needs an entry.
+        golden: The golden sample.
+        manifest: Where it came from.
+    """
+
+    path: Path
+    config: ModelConfig
+    vocabulary: Vocabulary
+    item_vectors: Vectors
+    metadata: dict[str, ItemMetadata]
+    golden: Golden
+    manifest: Manifest
+
+    @property
+    def encoder_path(self) -> Path:
+        """The ONNX file."""
+        return self.path / ENCODER
+
+
+def read_bundle(path: str | Path) -> Bundle:
+    """Read a bundle and check that it is whole: format, hashes, shapes, numbers.
+
+    The encoder's bytes are checked but not run; replaying the golden sample is up to whoever runs it.
+
+    Raises:
+        BundleError: No bundle there, or anything about it is wrong. The message names the file and the remedy.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        raise BundleError(
+            f"no model bundle at {path}: there is no such directory. "
+            "Make one with `driftline export CHECKPOINT --out DIRECTORY`, or correct the path"
+        )
+    if not (path / MANIFEST).is_file():
+        raise BundleError(
+            f"{path} is no model bundle: it has no {MANIFEST}. Export the model again, or correct the path"
+        )
+    manifest = _read_manifest(path)
+    _check_files(path, manifest)
+
+    config = _read_config(path, manifest)
+    vocabulary = _read_vocabulary(path)
+    item_vectors = _read_item_vectors(path, config, vocabulary)
+    metadata = _decode(path / METADATA, dict[str, ItemMetadata])
+    unknown = next((item_id for item_id in config.popular if item_id not in vocabulary.rows), None)
+    if unknown is not None:
+        raise BundleError(f"{path / CONFIG} names the popular item {unknown!r}, which {VOCABULARY} lacks. {_AGAIN}")
+    return Bundle(
+        path=path,
+        config=config,
+        vocabulary=vocabulary,
+        item_vectors=item_vectors,
+        metadata=metadata,
+        golden=_read_golden(path, config, vocabulary),
+        manifest=manifest,
+    )
+
+
+def write_bundle(
+    path: str | Path,
+    *,
+    config: ModelConfig,
+    encoder: bytes,
+    vocabulary: Vocabulary,
+    item_vectors: Vectors,
+    metadata: Mapping[str, ItemMetadata],
+    golden: Golden,
+    provenance: Provenance,
+    overwrite: bool = False,
+) -> Bundle:
+    """Write a bundle and read it back.
+
+    It is written beside its place and renamed there when it is whole, so no reader ever meets half a bundle.
+
+    Args:
+        path: The directory to make.
+        config: Its `version` is not used: the content hash takes its place.
+        encoder: The ONNX file.
+        vocabulary: The items in row order.
+        item_vectors: Shape (items + 1, dim), float32, row 0 all zeros.
+        metadata: Item id to what people see of it.
+        golden: A sample of inputs and what must come out.
+        provenance: Where the model came from.
+        overwrite: Replace a bundle that is already there. Nothing but a bundle or an empty directory is ever replaced.
+
+    Returns:
+        The bundle, read back and verified.
+
+    Raises:
+        BundleError: Something else is in the way, the directory cannot be written, or the content is inconsistent.
+    """
+    path = Path(path)
+    _check_place(path, overwrite)
+    unversioned = msgspec.structs.replace(config, version="")
+    contents = {
+        ENCODER: encoder,
+        VOCABULARY: vocabulary.to_json(),
+        ITEMS: _npy(item_vectors),
+        METADATA: msgspec.json.encode(dict(metadata)),
+        GOLDEN: _npz(golden),
+    }
+    records = {name: _record(content) for name, content in contents.items()}
+    versioned = msgspec.structs.replace(config, version=_content_version(unversioned, records))
+    contents[CONFIG] = msgspec.json.format(msgspec.json.encode(versioned), indent=2)
+    records[CONFIG] = _record(contents[CONFIG])
+    manifest = Manifest(
+        format=MANIFEST_FORMAT,
+        created_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        files={name: records[name] for name in HASHED},
+        **msgspec.structs.asdict(provenance),
+    )
+    contents[MANIFEST] = msgspec.json.format(msgspec.json.encode(manifest), indent=2)
+
+    # Not tempfile.mkdtemp: its directories are closed to everyone else, and the rename would keep that.
+    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        beside.mkdir(parents=True)
+        for name, content in contents.items():
+            (beside / name).write_bytes(content)
+        read_bundle(beside)
+        _move_into_place(beside, path)
+    except OSError as error:
+        raise BundleError(
+            f"cannot write the bundle {path}: {error}. Check the permissions and the free space"
+        ) from error
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+    return read_bundle(path)
+
+
+_AGAIN = "Export the model again, or copy the bundle again from where it is whole"
+
+
+def _read_manifest(path: Path) -> Manifest:
+    manifest = path / MANIFEST
+    # The format first and alone: a later layout may have any other fields.
+    found = _decode(manifest, _FormatOnly).format
+    if found != MANIFEST_FORMAT:
+        raise BundleError(
+            f"{manifest} has format {found}, and this version of Driftline reads format {MANIFEST_FORMAT}. "
+            "Export the model again with this version, or run the version that made it"
+        )
+    return _decode(manifest, Manifest)
+
+
+def _check_files(path: Path, manifest: Manifest) -> None:
+    for name in HASHED:
+        if name not in manifest.files:
+            raise BundleError(f"{path / MANIFEST} does not list {name}, which every bundle needs. {_AGAIN}")
+    for name, record in manifest.files.items():
+        file = path / name
+        if Path(name).name != name:
+            raise BundleError(f"{path / MANIFEST} lists {name!r}, which is not a plain file name. {_AGAIN}")
+        if not file.is_file():
+            raise BundleError(f"{file} is missing, and {MANIFEST} lists it. {_AGAIN}")
+        try:
+            with file.open("rb") as content:
+                digest = hashlib.file_digest(content, "sha256").hexdigest()
+            size = file.stat().st_size
+        except OSError as error:
+            raise BundleError(f"cannot read {file}: {error}. Check its permissions") from error
+        if size != record.bytes:
+            raise BundleError(f"{file} has {size:,} bytes, and {MANIFEST} says {record.bytes:,}: damaged. {_AGAIN}")
+        if digest != record.sha256:
+            raise BundleError(
+                f"{file} was changed after the export: its SHA-256 is {digest[:12]}…, "
+                f"and {MANIFEST} says {record.sha256[:12]}…. {_AGAIN}"
+            )
+
+
+def _read_config(path: Path, manifest: Manifest) -> ModelConfig:
+    file = path / CONFIG
+    found = _decode(file, _FormatOnly).format
+    if found != CONFIG_FORMAT:
+        raise BundleError(
+            f"{file} has format {found}, and this version of Driftline reads format {CONFIG_FORMAT}. "
+            "Export the model again with this version, or run the version that made it"
+        )
+    config = _decode(file, ModelConfig)
+    expected = _content_version(msgspec.structs.replace(config, version=""), manifest.files)
+    if config.version != expected:
+        raise BundleError(
+            f"{file} says version {config.version!r}, but the content's is {expected!r}: files of two models. {_AGAIN}"
+        )
+    return config
+
+
+def _read_vocabulary(path: Path) -> Vocabulary:
+    try:
+        return Vocabulary.from_json((path / VOCABULARY).read_bytes())
+    except (OSError, DataError) as error:
+        raise BundleError(f"{path / VOCABULARY} cannot be read: {error}. {_AGAIN}") from error
+
+
+def _read_item_vectors(path: Path, config: ModelConfig, vocabulary: Vocabulary) -> Vectors:
+    file = path / ITEMS
+    try:
+        vectors = np.load(file, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise BundleError(f"{file} is no NumPy array: {error}. {_AGAIN}") from error
+    if not isinstance(vectors, np.ndarray):
+        raise BundleError(f"{file} holds several arrays, not one. {_AGAIN}")
+    shape = (len(vocabulary) + 1, config.dim)
+    _check_array(file, "the item vectors", vectors, shape, "float32")
+    if vectors[0].any():
+        raise BundleError(f"{file}: row 0 is padding and must be all zeros. {_AGAIN}")
+    contiguous: Vectors = np.ascontiguousarray(vectors, dtype=np.float32)
+    contiguous.flags.writeable = False
+    return contiguous
+
+
+def _read_golden(path: Path, config: ModelConfig, vocabulary: Vocabulary) -> Golden:
+    file = path / GOLDEN
+    try:
+        with np.load(file, allow_pickle=False) as archive:
+            arrays: dict[str, npt.NDArray[np.generic]] = {name: archive[name] for name in archive.files}
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise BundleError(f"{file} is no archive of NumPy arrays: {error}. {_AGAIN}") from error
+    missing = {"items", "types", "ages", "lengths", "vectors", "top"} - arrays.keys()
+    if missing:
+        raise BundleError(f"{file} lacks {', '.join(sorted(missing))}. {_AGAIN}")
+    items = arrays["items"]
+    if items.ndim != 2 or not items.size:
+        raise BundleError(f"{file}: items has shape {items.shape}, not (batch, length). {_AGAIN}")
+    batch, length = items.shape
+    for name, shape, dtype in (
+        ("items", (batch, length), "int64"),
+        ("types", (batch, length), "int64"),
+        ("ages", (batch, length), "float32"),
+        ("lengths", (batch,), "int64"),
+        ("vectors", (batch, config.dim), "float32"),
+        ("top", (batch, TOP), "int64"),
+    ):
+        _check_array(file, name, arrays[name], shape, dtype)
+    inputs = WindowInputs(
+        arrays["items"].astype(np.int64, copy=False),
+        arrays["types"].astype(np.int64, copy=False),
+        arrays["ages"].astype(np.float32, copy=False),
+        arrays["lengths"].astype(np.int64, copy=False),
+    )
+    golden = Golden(
+        inputs, arrays["vectors"].astype(np.float32, copy=False), arrays["top"].astype(np.int64, copy=False)
+    )
+    for name, low, high, values in (
+        ("items", 0, len(vocabulary), inputs.items),
+        ("types", 0, len(config.types) + 1, inputs.types),
+        ("lengths", 0, length, inputs.lengths),
+        ("top", -1, len(vocabulary), golden.top),
+    ):
+        if values.min() < low or values.max() > high:
+            raise BundleError(f"{file}: {name} goes outside {low} to {high}. {_AGAIN}")
+    return golden
+
+
+def _check_array(file: Path, name: str, array: npt.NDArray[np.generic], shape: tuple[int, ...], dtype: str) -> None:
+    if array.dtype != np.dtype(dtype):
+        raise BundleError(f"{file}: {name} is {array.dtype}, not {dtype}. {_AGAIN}")
+    if array.shape != shape:
+        raise BundleError(
+            f"{file}: {name} has shape {array.shape}, but {CONFIG} and {VOCABULARY} ask for {shape}. {_AGAIN}"
+        )
+    if dtype == "float32" and not np.isfinite(array.astype(np.float32, copy=False)).all():
+        raise BundleError(
+            f"{file}: {name} holds NaN or infinity; the training diverged. Train again with a lower learning rate"
+        )
+
+
+_T = TypeVar("_T")
+
+
+class _FormatOnly(msgspec.Struct):
+    format: int
+
+
+def _decode(file: Path, type_: type[_T]) -> _T:
+    try:
+        return msgspec.json.decode(file.read_bytes(), type=type_)
+    except (OSError, msgspec.DecodeError) as error:
+        raise BundleError(f"{file} cannot be read: {error}. {_AGAIN}") from error
+
+
+def _content_version(unversioned: ModelConfig, records: Mapping[str, FileRecord]) -> str:
+    """12 hex digits of the SHA-256 over the configuration and the hashes of encoder, item vectors and vocabulary."""
+    content = hashlib.sha256(msgspec.json.encode(unversioned))
+    for name in (ENCODER, ITEMS, VOCABULARY):
+        content.update(records[name].sha256.encode())
+    return content.hexdigest()[:12]
+
+
+def _record(content: bytes) -> FileRecord:
+    return FileRecord(sha256=hashlib.sha256(content).hexdigest(), bytes=len(content))
+
+
+def _npy(array: Vectors) -> bytes:
+    buffer = BytesIO()
+    np.save(buffer, array, allow_pickle=False)
+    return buffer.getvalue()
+
+
+def _npz(golden: Golden) -> bytes:
+    buffer = BytesIO()
+    np.savez(
+        buffer,
+        allow_pickle=False,
+        items=golden.inputs.items,
+        types=golden.inputs.types,
+        ages=golden.inputs.ages,
+        lengths=golden.inputs.lengths,
+        vectors=golden.vectors,
+        top=golden.top,
+    )
+    return buffer.getvalue()
+
+
+def _check_place(path: Path, overwrite: bool) -> None:
+    if not path.exists() or (path.is_dir() and not any(path.iterdir())):
+        return
+    if not (path / MANIFEST).is_file():
+        raise BundleError(f"{path} exists and is no model bundle, so it is not replaced. Choose another directory")
+    if not overwrite:
+        raise BundleError(f"{path} already holds a model bundle. Add --overwrite to replace it, or choose another")
+
+
+def _move_into_place(beside: Path, path: Path) -> None:
+    if not path.exists():
+        beside.rename(path)
+        return
+    aside = path.with_name(f".{path.name}.{os.getpid()}.old")
+    path.rename(aside)
+    beside.rename(path)
+    shutil.rmtree(aside)

@@ -1,0 +1,287 @@
+"""From a user's row and new events to the row and the recommendation that follow: pure, for many users at once."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import compress
+from time import perf_counter
+from typing import Literal, Protocol
+
+import numpy as np
+
+from models.bundle import Bundle
+from models.spec import Vectors
+from models.windows import WindowInputs, window_inputs
+from streams.contracts.recommendation import (
+    ModelName,
+    Recommendation,
+    RecommendedItem,
+    Trigger,
+    VectorSummary,
+    encode_recommendation,
+    recommendation_id,
+)
+from streams.interest.rank import closest_in_window, rank_items
+from streams.interest.window import (
+    EMPTY_STATE,
+    Advance,
+    Arrival,
+    UserState,
+    advance_window,
+    decode_state,
+    encode_state,
+)
+
+
+class VectorEncoder(Protocol):
+    """What the engine needs of an encoder; `streams.interest.encode.Encoder` is one."""
+
+    def encode(self, inputs: WindowInputs) -> Vectors:
+        """Vectors of windows, shape (batch, dim), float32."""
+
+    def verify(self) -> None:
+        """Replay the golden sample; raises `EncoderFailed`."""
+
+
+@dataclass(frozen=True, slots=True)
+class UserEvents:
+    """What the engine takes in for one user.
+
+    Attributes:
+        state: The row's ``state`` bytes; None for a new user.
+        vector: The row's ``vector`` bytes, for the drift; None where there is none.
+        arrivals: New events in the order of the log.
+    """
+
+    user_id: str
+    state: bytes | None
+    vector: bytes | None
+    arrivals: Sequence[Arrival]
+
+
+@dataclass(frozen=True, slots=True)
+class UserRow:
+    """A user's row in the store."""
+
+    vector: bytes
+    recommendations: bytes
+    state: bytes
+    model: str
+    updated_at: int
+
+
+@dataclass(frozen=True, slots=True)
+class UserUpdate:
+    """What the engine gives back for one user.
+
+    Attributes:
+        row: The new row, its ``recommendations`` being the recommendation event as JSON; None where no event was
+            applied, and so nothing changes.
+        applied: The events that entered the window.
+        repeats: Events dropped as repeats.
+        late: Events dropped as older than a full window.
+    """
+
+    user_id: str
+    row: UserRow | None
+    applied: Sequence[Arrival]
+    repeats: int
+    late: int
+
+
+@dataclass(slots=True)
+class StageSeconds:
+    """How long the stages took since this was made; the caller reads and drops it."""
+
+    advance: float = 0.0
+    encode: float = 0.0
+    rank: float = 0.0
+    recommend: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class EngineRules:
+    """What a person may set.
+
+    Attributes:
+        k: Items a recommendation.
+        filter_seen: Leave out the items of the user's window.
+        because: Items of the window to name with each recommended item.
+        memory: Event ids remembered a user, beyond those in the window.
+        generation: The namespace that recommendation ids are made in.
+        mode: Whether events are new or replayed.
+    """
+
+    k: int
+    filter_seen: bool
+    because: int
+    memory: int
+    generation: str
+    mode: Literal["live", "replay"] = "live"
+
+
+class Engine:
+    """A model and rules; `evolve` is the one function that live serving, backfill and tests call."""
+
+    def __init__(self, bundle: Bundle, encoder: VectorEncoder, rules: EngineRules) -> None:
+        self._bundle = bundle
+        self._encoder = encoder
+        self._rules = rules
+        items = bundle.item_vectors
+        norms = np.linalg.norm(items, axis=1, keepdims=True)
+        self._items = items
+        self._unit_items = np.divide(items, norms, out=np.zeros_like(items), where=norms > 0)
+        self._model = ModelName(bundle.config.name, bundle.config.version)
+
+    @property
+    def model_version(self) -> str:
+        """The version of the model that this engine serves, as rows carry it."""
+        return self._model.version
+
+    def verify(self) -> None:
+        """Check that the encoder still gives right answers.
+
+        Raises:
+            EncoderFailed: It does not.
+        """
+        self._encoder.verify()
+
+    def evolve(self, users: Sequence[UserEvents], now_ms: int, seconds: StageSeconds | None = None) -> list[UserUpdate]:
+        """Advance every user's window, encode it, rank the items and write the recommendation.
+
+        Args:
+            users: Each user once.
+            now_ms: Written as ``updated_at`` and ``generated_at``.
+            seconds: Where to add the time of each stage.
+
+        Returns:
+            One update a user, in the order given.
+
+        Raises:
+            InvalidState: A row's state cannot be read.
+        """
+        seconds = StageSeconds() if seconds is None else seconds
+        clock = perf_counter()
+        rule = self._bundle.config.window
+        advances = [
+            advance_window(
+                EMPTY_STATE if user.state is None else decode_state(user.state),
+                user.arrivals,
+                rule,
+                self._rules.memory,
+            )
+            for user in users
+        ]
+        moved = [bool(advance.applied) for advance in advances]
+        states = [advance.state for advance in compress(advances, moved)]
+        inputs = self._inputs(states)
+        seconds.advance += perf_counter() - clock
+
+        clock = perf_counter()
+        vectors = self._encoder.encode(inputs)
+        seconds.encode += perf_counter() - clock
+
+        rows = iter(
+            self._rows(list(compress(users, moved)), list(compress(advances, moved)), inputs, vectors, now_ms, seconds)
+        )
+        return [
+            UserUpdate(
+                user.user_id, next(rows) if advance.applied else None, advance.applied, advance.repeats, advance.late
+            )
+            for user, advance in zip(users, advances, strict=True)
+        ]
+
+    def _inputs(self, states: Sequence[UserState]) -> WindowInputs:
+        config = self._bundle.config
+        return window_inputs(states, self._bundle.vocabulary, config.types, config.window.max)
+
+    def _rows(
+        self,
+        users: Sequence[UserEvents],
+        advances: Sequence[Advance],
+        inputs: WindowInputs,
+        vectors: Vectors,
+        now_ms: int,
+        seconds: StageSeconds,
+    ) -> list[UserRow]:
+        clock = perf_counter()
+        seen = inputs.items if self._rules.filter_seen else np.zeros((len(inputs), 1), np.int64)
+        ranking = rank_items(vectors, self._items, seen, self._rules.k)
+        because = closest_in_window(ranking.rows, inputs.items, self._unit_items, self._rules.because)
+        drifts = _drifts(vectors, [user.vector for user in users])
+        seconds.rank += perf_counter() - clock
+
+        clock = perf_counter()
+        lists = self._lists(ranking.rows.tolist(), ranking.scores.tolist(), because.tolist())
+        known = inputs.lengths.tolist()
+        rows = []
+        for place, (user, advance) in enumerate(zip(users, advances, strict=True)):
+            newest = advance.applied[-1]
+            trigger = Trigger(
+                newest.event_id,
+                newest.type,
+                newest.item_id,
+                newest.time_ms,
+                newest.source.topic,
+                newest.source.partition,
+                newest.offset,
+            )
+            recommendation = Recommendation(
+                recommendation_id(self._rules.generation, self._model.version, user.user_id, trigger),
+                user.user_id,
+                now_ms,
+                self._rules.mode,
+                "personal" if known[place] else "popular",
+                trigger,
+                self._model,
+                VectorSummary(vectors.shape[1], drifts[place]),
+                lists[place] if known[place] else self._popular(advance.state),
+            )
+            rows.append(
+                UserRow(
+                    vectors[place].tobytes(),
+                    encode_recommendation(recommendation),
+                    encode_state(advance.state),
+                    self._model.version,
+                    now_ms,
+                )
+            )
+        seconds.recommend += perf_counter() - clock
+        return rows
+
+    def _lists(
+        self, rows: list[list[int]], scores: list[list[float]], because: list[list[list[int]]]
+    ) -> list[list[RecommendedItem]]:
+        ids = self._bundle.vocabulary.ids
+        return [
+            [
+                RecommendedItem(ids[row], rank, score, [ids[close] for close in reasons if close])
+                for rank, (row, score, reasons) in enumerate(zip(*user, strict=True), start=1)
+                if row > 0
+            ]
+            for user in zip(rows, scores, because, strict=True)
+        ]
+
+    def _popular(self, state: UserState) -> list[RecommendedItem]:
+        seen = set(state.items) if self._rules.filter_seen else set()
+        unseen = [item_id for item_id in self._bundle.config.popular if item_id not in seen]
+        return [
+            RecommendedItem(item_id, rank, None, []) for rank, item_id in enumerate(unseen[: self._rules.k], start=1)
+        ]
+
+
+def _drifts(vectors: Vectors, previous: Sequence[bytes | None]) -> list[float | None]:
+    """Cosine distance of each vector to the one before; None without one, or where either has no direction."""
+    size = vectors.shape[1] * 4
+    # A vector of another length is of another model: no distance to it means anything.
+    comparable = [old is not None and len(old) == size for old in previous]
+    if not any(comparable):
+        return [None] * len(previous)
+    olds = np.frombuffer(
+        b"".join(o if c and o is not None else bytes(size) for o, c in zip(previous, comparable, strict=True)), "<f4"
+    )
+    olds = olds.reshape(vectors.shape)
+    norms = np.linalg.norm(olds, axis=1) * np.linalg.norm(vectors, axis=1)
+    dots = (olds * vectors).sum(axis=1)
+    cosine = np.divide(dots, norms, out=np.zeros_like(dots), where=norms > 0)
+    distances = np.clip(1.0 - cosine, 0.0, 2.0).tolist()
+    return [distance if norm > 0 else None for distance, norm in zip(distances, norms.tolist(), strict=True)]
