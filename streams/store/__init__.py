@@ -1,0 +1,1 @@
+"""The state store: rows and watermarks, changed together or not at all."""

@@ -1,0 +1,80 @@
+"""A state store in this process: the reference for the contract suite, and for tests of what stands above it."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+
+from streams.contracts.frame import partition_of
+from streams.interest.engine import UserRow
+from streams.store.protocol import Reading, StoredRow, Swap, SwapResult, UserRecord, Watermark
+
+
+class MemoryStore:
+    """`StateStore` on dictionaries. Rows do not expire."""
+
+    def __init__(self) -> None:
+        self._partitions: int | None = None
+        self._watermarks: dict[int, Watermark] = {}
+        self._rows: dict[str, UserRow] = {}
+
+    def partitions(self) -> int | None:
+        """See `StateStore`."""
+        return self._partitions
+
+    def set_partitions(self, partitions: int) -> int:
+        """See `StateStore`."""
+        self._partitions = self._partitions or partitions
+        return self._partitions
+
+    def read_watermarks(self, partitions: Sequence[int]) -> Mapping[int, Watermark | None]:
+        """See `StateStore`."""
+        return {partition: self._watermarks.get(partition) for partition in partitions}
+
+    def replace_watermark(self, partition: int, expected: Watermark | None, new: Watermark) -> bool:
+        """See `StateStore`."""
+        if self._watermarks.get(partition) != expected:
+            return False
+        self._watermarks[partition] = new
+        return True
+
+    def read_rows(self, users: Mapping[int, Sequence[str]]) -> Mapping[int, Reading]:
+        """See `StateStore`."""
+        return {
+            partition: Reading([self._stored(user) for user in wanted], self._offset(partition))
+            for partition, wanted in users.items()
+        }
+
+    def swap(self, swaps: Sequence[Swap]) -> Sequence[SwapResult]:
+        """See `StateStore`."""
+        return [self._swap(swap) for swap in swaps]
+
+    def read_user(self, user_id: str) -> UserRecord | None:
+        """See `StateStore`."""
+        row = self._rows.get(user_id)
+        if row is None or self._partitions is None:
+            return None
+        return UserRecord(user_id, partition_of(user_id, self._partitions), row)
+
+    def scan_users(self) -> Iterator[UserRecord]:
+        """See `StateStore`."""
+        for user_id in list(self._rows):
+            record = self.read_user(user_id)
+            if record is not None:
+                yield record
+
+    def _stored(self, user_id: str) -> StoredRow:
+        row = self._rows.get(user_id)
+        return StoredRow(None, None, None) if row is None else StoredRow(row.state, row.vector, row.model)
+
+    def _offset(self, partition: int) -> int | None:
+        watermark = self._watermarks.get(partition)
+        return None if watermark is None else watermark.offset
+
+    def _swap(self, swap: Swap) -> SwapResult:
+        current = self._watermarks.get(swap.partition)
+        found = self._offset(swap.partition)
+        if found != swap.expected or (current is not None and current.topic_id != swap.watermark.topic_id):
+            return SwapResult(swapped=False, offset=found)
+        marks = {**(current.marks if current else {}), **swap.watermark.marks}
+        self._watermarks[swap.partition] = replace(swap.watermark, marks=marks)
+        self._rows |= swap.rows
+        return SwapResult(swapped=True, offset=swap.watermark.offset)

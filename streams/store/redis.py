@@ -1,0 +1,244 @@
+"""The state store on Redis. The only file that imports the redis client.
+
+Keys of generation ``g1``, where ``{3}`` is the partition and, on a cluster, the hash tag:
+
+    driftline:g1:{3}:watermark      hash: offset, topic_id, partitions, and mark:<topic>:<topic id>:<partition> …
+    driftline:g1:{3}:user:<id>      hash: vector, recommendations, state, model, updated_at; expires
+    driftline:g1:partitions         how many partitions users are spread over
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from importlib import resources
+from typing import Any, Final, TypeVar
+
+import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+from streams.contracts.frame import Source, partition_of
+from streams.errors import AuthenticationFailed, StateRefused, StoreUnavailable
+from streams.interest.engine import UserRow
+from streams.settings import RedisSettings
+from streams.store.protocol import Reading, StoredRow, Swap, SwapResult, UserRecord, Watermark
+
+_ENGINE_FIELDS: Final = ("state", "vector", "model")
+_ROW_FIELDS: Final = ("vector", "recommendations", "state", "model", "updated_at")
+# Keys looked at by one SCAN call: a fraction of a millisecond of Redis's time.
+_SCAN_COUNT: Final = 500
+
+_Result = TypeVar("_Result")
+
+
+class RedisStore:
+    """`StateStore` on one Redis server.
+
+    Args:
+        settings: Where Redis is, and the generation's namespace.
+    """
+
+    def __init__(self, settings: RedisSettings) -> None:
+        self._where = settings.masked_url
+        self._prefix = f"{settings.key_prefix}:{settings.generation}:"
+        self._ttl_ms = settings.ttl_ms
+        self._client = redis.Redis.from_url(
+            settings.url.get_secret_value(),
+            **settings.client_options(),
+            # The caller retries, counts and reports; a second, silent retry below would hide that.
+            retry=Retry(NoBackoff(), 0),
+        )
+        self._swap = self._client.register_script(
+            resources.files("streams.store").joinpath("swap.lua").read_text(encoding="utf-8")
+        )
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._client.close()
+
+    def ping(self) -> str:
+        """The server's version, for `driftline doctor`."""
+        return str(self._ask(lambda: self._client.info("server"))["redis_version"])
+
+    def partitions(self) -> int | None:
+        """See `StateStore`."""
+        value = self._ask(lambda: self._client.get(self._prefix + "partitions"))
+        return None if value is None else int(value)
+
+    def set_partitions(self, partitions: int) -> int:
+        """See `StateStore`."""
+        self._ask(lambda: self._client.set(self._prefix + "partitions", partitions, nx=True))
+        return self.partitions() or partitions
+
+    def read_watermarks(self, partitions: Sequence[int]) -> Mapping[int, Watermark | None]:
+        """See `StateStore`."""
+
+        def read() -> list[dict[bytes, bytes]]:
+            with self._client.pipeline(transaction=False) as pipe:
+                for partition in partitions:
+                    pipe.hgetall(self._watermark_key(partition))
+                return pipe.execute()
+
+        found = self._ask(read)
+        return {
+            partition: _watermark(fields) if fields else None
+            for partition, fields in zip(partitions, found, strict=True)
+        }
+
+    def replace_watermark(self, partition: int, expected: Watermark | None, new: Watermark) -> bool:
+        """See `StateStore`."""
+        key = self._watermark_key(partition)
+
+        def replace() -> bool:
+            with self._client.pipeline() as pipe:
+                pipe.watch(key)  # type: ignore[no-untyped-call]  # redis 8.1
+                fields: Any = pipe.hgetall(key)
+                if (_watermark(fields) if fields else None) != expected:
+                    return False
+                pipe.multi()
+                pipe.delete(key)
+                pipe.hset(
+                    key,
+                    mapping={
+                        "offset": new.offset,
+                        "topic_id": new.topic_id,
+                        "partitions": new.partitions,
+                        **{_mark_field(source): offset for source, offset in new.marks.items()},
+                    },
+                )
+                try:
+                    pipe.execute()
+                except redis.WatchError:
+                    return False
+                return True
+
+        return self._ask(replace)
+
+    def read_rows(self, users: Mapping[int, Sequence[str]]) -> Mapping[int, Reading]:
+        """See `StateStore`."""
+
+        def read() -> list[Any]:
+            with self._client.pipeline(transaction=False) as pipe:
+                for partition, wanted in users.items():
+                    prefix = self._user_prefix(partition)
+                    for user in wanted:
+                        pipe.hmget(prefix + user, _ENGINE_FIELDS)
+                    pipe.hget(self._watermark_key(partition), "offset")
+                return pipe.execute()
+
+        replies = iter(self._ask(read))
+        readings = {}
+        for partition, wanted in users.items():
+            rows = []
+            for _ in wanted:
+                state, vector, model = next(replies)
+                rows.append(StoredRow(state, vector, None if model is None else model.decode()))
+            offset = next(replies)
+            readings[partition] = Reading(rows, None if offset is None else int(offset))
+        return readings
+
+    def swap(self, swaps: Sequence[Swap]) -> Sequence[SwapResult]:
+        """See `StateStore`."""
+
+        def run() -> list[Any]:
+            # The script object loads itself when the server does not know it, as after a restart.
+            with self._client.pipeline(transaction=False) as pipe:
+                for swap in swaps:
+                    keys, arguments = self._swap_call(swap)
+                    self._swap(keys, arguments, client=pipe)
+                return pipe.execute()
+
+        results = []
+        for swapped, offset in self._ask(run):
+            results.append(SwapResult(swapped == 1, int(offset) if offset != b"" else None))
+        return results
+
+    def read_user(self, user_id: str) -> UserRecord | None:
+        """See `StateStore`."""
+        partitions = self.partitions()
+        if partitions is None:
+            return None
+        partition = partition_of(user_id, partitions)
+        values: Any = self._ask(lambda: self._client.hmget(self._user_prefix(partition) + user_id, _ROW_FIELDS))
+        return _record(user_id, partition, values)
+
+    def scan_users(self) -> Iterator[UserRecord]:
+        """See `StateStore`."""
+        partitions = self.partitions()
+        if partitions is None:
+            return
+        # A literal { } needs no escape in Redis patterns; what settings allow in a prefix has no special character.
+        keys = iter(self._client.scan_iter(match=f"{self._prefix}{{*}}:user:*", count=_SCAN_COUNT))
+        while some := self._ask(lambda: [key for key, _ in zip(keys, range(_SCAN_COUNT), strict=False)]):
+            yield from self._records(some)
+
+    def _records(self, keys: Sequence[bytes]) -> list[UserRecord]:
+        def read() -> list[Any]:
+            with self._client.pipeline(transaction=False) as pipe:
+                for key in keys:
+                    pipe.hmget(key, _ROW_FIELDS)
+                return pipe.execute()
+
+        records = []
+        for key, values in zip(keys, self._ask(read), strict=True):
+            tag, _, user_id = key.decode().removeprefix(self._prefix).partition(":user:")
+            record = _record(user_id, int(tag.strip("{}")), values)
+            if record is not None:
+                records.append(record)
+        return records
+
+    def _swap_call(self, swap: Swap) -> tuple[list[str], list[Any]]:
+        new = swap.watermark
+        prefix = self._user_prefix(swap.partition)
+        keys = [self._watermark_key(swap.partition), *(prefix + user for user in swap.rows)]
+        expected: int | str = "" if swap.expected is None else swap.expected
+        arguments: list[Any] = [expected, new.offset, new.topic_id, new.partitions, self._ttl_ms, len(new.marks)]
+        for source, offset in new.marks.items():
+            arguments += (_mark_field(source), offset)
+        for row in swap.rows.values():
+            arguments += (row.vector, row.recommendations, row.state, row.model, row.updated_at)
+        return keys, arguments
+
+    def _watermark_key(self, partition: int) -> str:
+        return f"{self._prefix}{{{partition}}}:watermark"
+
+    def _user_prefix(self, partition: int) -> str:
+        return f"{self._prefix}{{{partition}}}:user:"
+
+    def _ask(self, question: Callable[[], _Result]) -> _Result:
+        try:
+            return question()
+        except (redis.AuthenticationError, redis.exceptions.NoPermissionError) as error:
+            raise AuthenticationFailed(
+                f"Redis at {self._where} refuses these credentials: {error}; check redis.username and redis.password"
+            ) from error
+        except redis.exceptions.ResponseError as error:
+            if "WRONGTYPE" in str(error):
+                raise StateRefused(
+                    f"a key under {self._prefix!r} in Redis at {self._where} is not ours: {error}; "
+                    "set redis.key_prefix to a name that nothing else uses"
+                ) from error
+            # OOM, READONLY after a failover, MISCONF when a snapshot failed: all pass.
+            raise StoreUnavailable(f"Redis at {self._where} refused a command: {error}") from error
+        except redis.RedisError as error:
+            raise StoreUnavailable(f"Redis at {self._where} cannot be used: {error}; is it running?") from error
+
+
+def _watermark(fields: Mapping[bytes, bytes]) -> Watermark:
+    marks = {_source(name.decode()): int(offset) for name, offset in fields.items() if name.startswith(b"mark:")}
+    return Watermark(int(fields[b"offset"]), fields[b"topic_id"].decode(), int(fields[b"partitions"]), marks)
+
+
+def _mark_field(source: Source) -> str:
+    return f"mark:{source.topic}:{source.topic_id}:{source.partition}"
+
+
+def _source(mark_field: str) -> Source:
+    # Neither a topic's name nor its id can hold a colon.
+    _, topic, topic_id, partition = mark_field.split(":")
+    return Source(topic, topic_id, int(partition))
+
+
+def _record(user_id: str, partition: int, values: Sequence[bytes | None]) -> UserRecord | None:
+    vector, recommendations, state, model, updated_at = values
+    if vector is None or recommendations is None or state is None or model is None or updated_at is None:
+        return None
+    return UserRecord(user_id, partition, UserRow(vector, recommendations, state, model.decode(), int(updated_at)))
