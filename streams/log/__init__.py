@@ -1,0 +1,1 @@
+"""Kafka: what ingest reads, what the services produce, and what the operator asks."""
