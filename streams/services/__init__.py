@@ -1,0 +1,1 @@
+"""The processes: each is put together here from the rooms below."""

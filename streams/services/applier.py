@@ -1,0 +1,573 @@
+"""Applying frames: the correctness protocol, without Kafka's consumer or Faust around it.
+
+Everything that is queued is taken at once, over all partitions, up to a number of users. Then:
+
+1. read the rows of its users, and the watermarks after them
+2. encode: advance every window, compute the vectors, rank the items
+3. produce the recommendations and wait for the broker's acknowledgement
+4. compare-and-swap rows and watermark in the store, once a partition, all in one round trip
+5. give the frames back, for the caller to acknowledge
+
+A crash before 4 leaves the old state: the frames are read again and the same recommendations go out again, under the
+same ids. A crash after it leaves the new state: the frames are below the watermark and are skipped.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from time import perf_counter, time
+from typing import Final, Protocol, TypeVar
+
+import msgspec
+import numpy as np
+import stamina
+import structlog
+
+from streams.contracts.dead_letter import DeadLetter, Headers
+from streams.contracts.frame import (
+    MAX_FRAME_USERS,
+    Frame,
+    InvalidFrame,
+    Source,
+    decode_frame,
+    event_ids,
+    events_of,
+)
+from streams.errors import (
+    DeliveryFailed,
+    DriftlineError,
+    LogGap,
+    StateRefused,
+    StoreLostTail,
+    StoreUnavailable,
+)
+from streams.interest.engine import StageSeconds, UserEvents, UserUpdate
+from streams.interest.window import Arrival, InvalidState
+from streams.log.kafka import Extent, Partition, Topic
+from streams.observe.health import Health
+from streams.observe.metrics import EvolveMetrics
+from streams.settings import Settings
+from streams.store.protocol import Reading, StateStore, Swap, Watermark
+
+_logger = structlog.get_logger("driftline.evolve")
+
+# librdkafka has tried each for a minute by then; a restart makes a new producer.
+_PRODUCE_ATTEMPTS: Final = 3
+_Result = TypeVar("_Result")
+
+
+class Outbox(Protocol):
+    """Where recommendations and dead letters go; `streams.log.kafka.Producer` is one."""
+
+    def send(self, topic: str, value: bytes | None, key: bytes | str | None = None, *, headers: Headers = ()) -> None:
+        """Hand over a message."""
+
+    def flush(self) -> None:
+        """Wait until all that was sent is acknowledged; raises `DeliveryFailed`."""
+
+
+class EngineLike(Protocol):
+    """What the applier needs of `streams.interest.engine.Engine`."""
+
+    def evolve(self, users: Sequence[UserEvents], now_ms: int, seconds: StageSeconds | None = None) -> list[UserUpdate]:
+        """Advance, encode, rank."""
+
+    @property
+    def model_version(self) -> str:
+        """The version of the model, as rows carry it."""
+
+    def verify(self) -> None:
+        """Raise `EncoderFailed` if the model does not work any more."""
+
+
+@dataclass(slots=True)
+class Received:
+    """A frame as it came from `interactions`, and what its reader needs to acknowledge it."""
+
+    partition: int
+    offset: int
+    raw: bytes
+    token: object = None
+    frame: Frame | InvalidFrame | None = None
+
+    def decoded(self) -> Frame | InvalidFrame:
+        """The frame, decoded once; the error where it is none."""
+        if self.frame is None:
+            try:
+                self.frame = decode_frame(self.raw)
+            except InvalidFrame as error:
+                self.frame = error
+        return self.frame
+
+
+@dataclass(slots=True)
+class _Position:
+    """What this worker knows of a partition: the watermark it applied last, and the next offset it expects."""
+
+    applied: int | None
+    next_offset: int
+    marks: dict[Source, int]
+
+
+@dataclass(slots=True)
+class _Part:
+    """One partition's share of a batch."""
+
+    frames: list[Received] = field(default_factory=list)
+    arrivals: dict[str, list[Arrival]] = field(default_factory=dict)
+    marks: dict[Source, int] = field(default_factory=dict)
+    letters: list[DeadLetter] = field(default_factory=list)
+    resent: int = 0
+    updates: list[UserUpdate] = field(default_factory=list)
+
+
+class Applier:
+    """Applies frames of the partitions that it was given by `assign`. Not thread-safe: one thread calls it.
+
+    Args:
+        topic: The `interactions` topic.
+    """
+
+    def __init__(  # noqa: PLR0913 - the parts that a service is put together from
+        self,
+        settings: Settings,
+        topic: Topic,
+        store: StateStore,
+        engine: EngineLike,
+        outbox: Outbox,
+        metrics: EvolveMetrics,
+        health: Health,
+    ) -> None:
+        self._settings = settings
+        self._topic = topic
+        self._store = store
+        self._engine = engine
+        self._outbox = outbox
+        self._metrics = metrics
+        self._health = health
+        self._positions: dict[int, _Position] = {}
+
+    def assign(
+        self,
+        partitions: Sequence[int],
+        extents: Mapping[Partition, Extent],
+        committed: Mapping[Partition, int | None],
+        *,
+        rebuild: bool = False,
+    ) -> dict[int, int]:
+        """Take over partitions: read their watermarks, and say at which offset each must be read on.
+
+        Args:
+            extents: Where the log of each partition starts and ends.
+            committed: The group's offsets in Kafka: only ever evidence that there was a watermark, never a start.
+            rebuild: An empty store under committed offsets is meant: apply the whole log again.
+
+        Raises:
+            StateRefused: Store and log do not belong together.
+        """
+        self._check_partition_count()
+        watermarks = self._retrying("store_read", lambda: self._store.read_watermarks(partitions))
+        positions = {}
+        for partition in partitions:
+            key = Partition(self._topic.name, partition)
+            watermark = watermarks[partition]
+            extent = extents[key]
+            if watermark is None:
+                self._check_nothing_lost(key, extent, committed.get(key), rebuild=rebuild)
+                positions[partition] = _Position(None, extent.start, {})
+            else:
+                self._check_belongs(key, extent, watermark)
+                positions[partition] = _Position(watermark.offset, watermark.offset + 1, dict(watermark.marks))
+        self._positions = positions
+        return {partition: position.next_offset for partition, position in positions.items()}
+
+    def apply(self, backlog: Sequence[Received]) -> tuple[list[Received], list[Received]]:
+        """Apply as much of the backlog as fits one batch.
+
+        Args:
+            backlog: Frames in the order in which they were read.
+
+        Returns:
+            The frames that are done with, to be acknowledged, and those still to be applied, in order.
+
+        Raises:
+            StoreLostTail, LogGap, StateRefused, EncoderFailed: The process must end; nothing was acknowledged.
+        """
+        done, parts, rest = self._take(backlog)
+        if parts:
+            # 1. Read.
+            readings = self._read(parts)
+            for partition in self._moved({p: r.offset for p, r in readings.items()}):
+                rest = [*parts.pop(partition).frames, *rest]
+            # 2. Encode.
+            self._encode(parts, readings)
+            # 3. Produce, and wait.
+            self._produce(parts)
+            # 4. Compare and swap.
+            applied = self._swap(parts)
+            for partition, part in parts.items():
+                if partition in applied:
+                    done += part.frames
+                else:
+                    rest = [*part.frames, *rest]
+        return done, rest
+
+    def next_offsets(self) -> dict[int, int]:
+        """The next offset to apply of each assigned partition, for the lag."""
+        return {partition: position.next_offset for partition, position in list(self._positions.items())}
+
+    # Taking
+
+    def _take(self, backlog: Sequence[Received]) -> tuple[list[Received], dict[int, _Part], list[Received]]:
+        """Choose frames up to the limits: `evolve.batch_users` over all, `MAX_FRAME_USERS` a partition."""
+        done: list[Received] = []
+        rest: list[Received] = []
+        parts: dict[int, _Part] = {}
+        ends: dict[int, int] = {}
+        held: set[int] = set()  # partitions of which a frame stayed behind: the later ones must too
+        users = 0
+        for received in backlog:
+            position = self._positions.get(received.partition)
+            if position is None:
+                continue  # read under an earlier assignment; its owner reads it again
+            expected = ends.get(received.partition, position.next_offset)
+            if received.offset < expected:
+                done.append(received)
+                continue
+            if received.partition in held or users >= self._settings.evolve.batch_users:
+                held.add(received.partition)
+                rest.append(received)
+                continue
+            if received.offset > expected:
+                raise LogGap(
+                    f"{self._topic.name} partition {received.partition}: expected offset {expected}, got "
+                    f"{received.offset}; the frames between were not read. A restart reads them again; if it ends "
+                    "the same way, they are no longer in the log"
+                )
+            part = parts.get(received.partition) or _Part(marks=dict(position.marks))
+            count = len(part.arrivals)
+            if not self._add(part, received):
+                held.add(received.partition)
+                rest.append(received)
+                continue
+            parts[received.partition] = part
+            ends[received.partition] = received.offset + 1
+            users += len(part.arrivals) - count
+        return done, parts, rest
+
+    def _add(self, part: _Part, received: Received) -> bool:
+        """Add a frame's new events to a part; False, and nothing added, if it would get too many users."""
+        frame = received.decoded()
+        if isinstance(frame, InvalidFrame):
+            part.frames.append(received)
+            part.letters.append(self._frame_letter(received, frame))
+            return True
+        if part.frames and len(part.arrivals.keys() | set(frame.user)) > MAX_FRAME_USERS:
+            return False
+        part.frames.append(received)
+        marks, arrivals = part.marks, part.arrivals
+        sources, ids = frame.sources, event_ids(frame)
+        columns = zip(
+            frame.source, frame.offset, frame.user, frame.time_ms, ids, frame.item, frame.type, frame.event_id,
+            frame.appended_ms, strict=True,
+        )  # fmt: skip
+        for index, (source_index, offset, user, time_ms, event_id, item, kind, given, appended_ms) in enumerate(
+            columns
+        ):
+            source = sources[source_index]
+            if offset <= marks.get(source, -1):
+                part.resent += 1
+                continue
+            marks[source] = offset
+            arrival = Arrival(
+                time_ms, event_id, item, kind, given is not None, source, offset, appended_ms, frame, index
+            )
+            of_user = arrivals.get(user)
+            if of_user is None:
+                arrivals[user] = [arrival]
+            else:
+                of_user.append(arrival)
+        return True
+
+    # The five steps
+
+    def _read(self, parts: Mapping[int, _Part]) -> Mapping[int, Reading]:
+        wanted = {partition: list(part.arrivals) for partition, part in parts.items()}
+        started = perf_counter()
+        readings = self._retrying("store_read", lambda: self._store.read_rows(wanted))
+        self._metrics.store_read_seconds.observe(perf_counter() - started)
+        return readings
+
+    def _encode(self, parts: Mapping[int, _Part], readings: Mapping[int, Reading]) -> None:
+        model = self._engine.model_version
+        users: list[UserEvents] = []
+        owners: list[_Part] = []
+        for partition, part in parts.items():
+            for (user, arrivals), row in zip(part.arrivals.items(), readings[partition].rows, strict=True):
+                # Between vectors of two models there is no distance.
+                users.append(UserEvents(user, row.state, row.vector if row.model == model else None, arrivals))
+                owners.append(part)
+        seconds = StageSeconds()
+        self._metrics.batch_users.observe(len(users))
+        for owner, update in zip(owners, self._evolve(users, owners, seconds), strict=True):
+            if update is not None:
+                owner.updates.append(update)
+        self._metrics.encode_seconds.observe(seconds.encode)
+        self._metrics.rank_seconds.observe(seconds.rank)
+
+    def _evolve(
+        self, users: Sequence[UserEvents], owners: Sequence[_Part], seconds: StageSeconds
+    ) -> list[UserUpdate | None]:
+        """Evolve users; one whose events break the model is left out and the event dead-lettered."""
+        if not users:
+            return []
+        try:
+            return list(self._engine.evolve(users, _now_ms(), seconds))
+        except DriftlineError:
+            raise
+        except InvalidState as error:
+            if len(users) == 1:
+                raise StateRefused(
+                    f"the row of user {users[0].user_id!r} in the store can't be read: {error}. It was not written "
+                    "by this version; upgrade, or delete that key (its window then starts anew)"
+                ) from error
+        except Exception as error:  # a poisonous event may break any library below; nothing is lost: see the docstring
+            self._engine.verify()  # a model that fails on everything is no fault of the events: ends the process
+            if len(users) == 1:
+                return [self._without_poison(users[0], owners[0], error, seconds)]
+        middle = len(users) // 2
+        return [
+            *self._evolve(users[:middle], owners[:middle], seconds),
+            *self._evolve(users[middle:], owners[middle:], seconds),
+        ]
+
+    def _without_poison(
+        self, user: UserEvents, owner: _Part, error: Exception, seconds: StageSeconds
+    ) -> UserUpdate | None:
+        """Find the events of one user that break the model, one by one, and bury them."""
+        good: list[Arrival] = []
+        update: UserUpdate | None = None
+        for arrival in user.arrivals:
+            attempt = UserEvents(user.user_id, user.state, user.vector, [*good, arrival])
+            try:
+                update = self._engine.evolve([attempt], _now_ms(), seconds)[0]
+            except Exception as cause:  # as above
+                self._engine.verify()
+                _logger.error("event dead-lettered", user=user.user_id, event_id=arrival.event_id, error=repr(cause))
+                owner.letters.append(self._event_letter(arrival, cause))
+            else:
+                good.append(arrival)
+        if len(good) == len(user.arrivals):
+            _logger.warning("a failure did not repeat", user=user.user_id, error=repr(error))
+        return update
+
+    def _produce(self, parts: Mapping[int, _Part]) -> None:
+        topics = self._settings.topics
+        started = perf_counter()
+
+        def produce() -> int:
+            count = 0
+            for part in parts.values():
+                for letter in part.letters:
+                    self._outbox.send(topics.dead_letters, letter.value, letter.key, headers=letter.all_headers())
+                for update in part.updates:
+                    if update.row is not None:
+                        self._outbox.send(topics.recommendations, update.row.recommendations, update.user_id)
+                        count += 1
+            self._outbox.flush()
+            return count
+
+        self._metrics.recommendations.inc(self._retrying("produce", produce))
+        self._metrics.produce_seconds.observe(perf_counter() - started)
+
+    def _swap(self, parts: Mapping[int, _Part]) -> set[int]:
+        """Write every partition; returns those that are written. The others have moved on and are read again."""
+        swaps = [
+            Swap(
+                partition,
+                self._positions[partition].applied,
+                Watermark(
+                    part.frames[-1].offset,
+                    self._topic.topic_id,
+                    self._topic.partitions,
+                    {
+                        source: offset
+                        for source, offset in part.marks.items()
+                        if self._positions[partition].marks.get(source) != offset
+                    },
+                ),
+                {update.user_id: update.row for update in part.updates if update.row is not None},
+            )
+            for partition, part in parts.items()
+        ]
+        if not swaps:
+            return set()
+        started = perf_counter()
+        results = self._retrying("store_swap", lambda: self._store.swap(swaps))
+        self._metrics.store_swap_seconds.observe(perf_counter() - started)
+        applied = set()
+        refused = {}
+        for swap, result in zip(swaps, results, strict=True):
+            # A swap whose answer was lost and that was tried again finds its own watermark.
+            if result.swapped or result.offset == swap.watermark.offset:
+                part = parts[swap.partition]
+                self._positions[swap.partition] = _Position(
+                    swap.watermark.offset, swap.watermark.offset + 1, part.marks
+                )
+                applied.add(swap.partition)
+                self._count(part)
+            elif result.offset == swap.expected:
+                raise StateRefused(
+                    f"the store's watermark of {self._topic.name} partition {swap.partition} belongs to another topic "
+                    f"than the one that this worker reads ({self._topic.topic_id}): it was adopted while the worker "
+                    "ran. Start the worker again"
+                )
+            else:
+                refused[swap.partition] = result.offset
+        self._moved(refused)
+        self._health.progress()
+        return applied
+
+    # What can have happened meanwhile
+
+    def _moved(self, offsets: Mapping[int, int | None]) -> list[int]:
+        """The partitions whose watermark another worker has moved; this worker then knows the new one.
+
+        Raises:
+            StoreLostTail: A watermark is behind what this worker applied.
+        """
+        moved = []
+        for partition, found in offsets.items():
+            known = self._positions[partition].applied
+            if found == known:
+                continue
+            if known is not None and (found is None or found < known):
+                raise StoreLostTail(
+                    f"the store's watermark of {self._topic.name} partition {partition} is "
+                    f"{'gone' if found is None else found}, this worker had applied {known}: the store lost its "
+                    "newest writes. A restart reads the log again from its watermark"
+                )
+            moved.append(partition)
+        if moved:
+            self._metrics.stale_swaps.inc(len(moved))
+            for partition, watermark in self._retrying(
+                "store_read", lambda: self._store.read_watermarks(moved)
+            ).items():
+                if watermark is not None:
+                    self._positions[partition] = _Position(
+                        watermark.offset, watermark.offset + 1, dict(watermark.marks)
+                    )
+        return moved
+
+    def _check_partition_count(self) -> None:
+        found = self._retrying("store_read", lambda: self._store.set_partitions(self._topic.partitions))
+        if found != self._topic.partitions:
+            raise StateRefused(
+                f"topic {self._topic.name} has {self._topic.partitions} partitions, the store was filled with {found}: "
+                "users are in other partitions now. Put the topic back as it was, or set redis.generation to a new "
+                "name and rebuild with `driftline evolve --rebuild` from a log with the new number"
+            )
+
+    def _check_nothing_lost(
+        self, partition: Partition, extent: Extent, committed: int | None, *, rebuild: bool
+    ) -> None:
+        if rebuild or committed is None or committed <= extent.start:
+            return
+        raise StateRefused(
+            f"the store has no watermark for {partition.topic} partition {partition.number}, but group "
+            f"{self._settings.evolve.group} has committed offset {committed}: the store was emptied, or this is "
+            "another one. Point redis.url and redis.generation at the right one; if it is lost, rebuild every row "
+            "from the log with `driftline evolve --rebuild`"
+        )
+
+    def _check_belongs(self, partition: Partition, extent: Extent, watermark: Watermark) -> None:
+        where = f"{partition.topic} partition {partition.number}"
+        adopt = f"stop evolve, run `driftline topics adopt {partition.topic}`, and start it again"
+        if watermark.topic_id != self._topic.topic_id:
+            raise StateRefused(
+                f"topic {partition.topic} was deleted and made anew: the store's watermark belongs to id "
+                f"{watermark.topic_id or 'none'}, the topic is {self._topic.topic_id or 'none'}. If the new topic is "
+                f"meant, {adopt}"
+            )
+        if watermark.offset >= extent.end:
+            raise StateRefused(
+                f"the store's watermark of {where} is {watermark.offset}, but its log ends at {extent.end}: the log "
+                f"was cut or made anew, or this store belongs to another cluster. If this log is meant, {adopt}"
+            )
+        if watermark.offset + 1 < extent.start:
+            raise LogGap(
+                f"{where}: the store has applied up to offset {watermark.offset}, but the log now starts at "
+                f"{extent.start}: retention deleted {extent.start - watermark.offset - 1} frames before they were "
+                f"applied. They are lost; to go on without them, {adopt}"
+            )
+
+    # Small parts
+
+    def _retrying(self, operation: str, call: Callable[[], _Result]) -> _Result:
+        """Try until it works: frames wait, nothing is dropped. Meanwhile the service is not ready, and says why."""
+        attempts = _PRODUCE_ATTEMPTS if operation == "produce" else None
+        for attempt in stamina.retry_context(
+            on=(StoreUnavailable, DeliveryFailed), attempts=attempts, timeout=None, wait_initial=0.1, wait_max=2.0
+        ):
+            with attempt:
+                try:
+                    result = call()
+                except (StoreUnavailable, DeliveryFailed) as error:
+                    self._metrics.retries.labels(operation).inc()
+                    self._health.block(operation, str(error))
+                    _logger.warning("trying again", operation=operation, attempt=attempt.num, error=str(error))
+                    raise
+                if attempt.num > 1:
+                    self._health.unblock(operation)
+        return result
+
+    def _count(self, part: _Part) -> None:
+        metrics = self._metrics
+        metrics.frames.inc(len(part.frames))
+        metrics.users.inc(sum(update.row is not None for update in part.updates))
+        now_ms = _now_ms()
+        ages = [now_ms - arrival.appended_ms for update in part.updates for arrival in update.applied]
+        metrics.event_to_vector_seconds.observe_many(np.array(ages, np.float64) / 1000)
+        counts = {
+            "applied": len(ages),
+            "repeat": sum(update.repeats for update in part.updates),
+            "late": sum(update.late for update in part.updates),
+            "resent": part.resent,
+            "dead_lettered": len(part.letters),
+        }
+        for outcome, count in counts.items():
+            if count:
+                metrics.events.labels(outcome).inc(count)
+        for letter in part.letters:
+            metrics.dead_letters.labels(letter.reason).inc()
+
+    def _frame_letter(self, received: Received, error: InvalidFrame) -> DeadLetter:
+        _logger.error("frame dead-lettered", partition=received.partition, offset=received.offset, error=str(error))
+        return DeadLetter(
+            received.raw,
+            None,
+            (),
+            "invalid_frame",
+            str(error),
+            self._topic.name,
+            received.partition,
+            received.offset,
+            "frame",
+        )
+
+    def _event_letter(self, arrival: Arrival, cause: Exception) -> DeadLetter:
+        event = events_of(arrival.frame)[arrival.index]
+        return DeadLetter(
+            msgspec.json.encode(event),
+            str(event["user_id"]).encode(),
+            (),
+            "poison",
+            f"the model fails on this event: {cause!r}",
+            arrival.source.topic,
+            arrival.source.partition,
+            arrival.offset,
+            "encode",
+        )
+
+
+def _now_ms() -> int:
+    return round(time() * 1000)

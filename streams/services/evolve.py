@@ -1,0 +1,212 @@
+"""Evolve: frames in, vectors and recommendations out. The only file that imports faust.
+
+Faust keeps the consumer group, fetches, and pauses partitions when the queue is full. Everything that must be exact is
+in `streams.services.applier`; this file keeps Faust from getting in its way (all measured on faust-streaming 0.15.3):
+
+- It acknowledges a message even when the agent raises: so the agent only queues, nothing may raise in it, and an
+  error anywhere ends the process at once, before any commit.
+- After a rebalance it seeks to the committed offsets, once every handler of ``on_rebalance_complete`` has returned:
+  so that handler commits watermark + 1. (``on_partitions_assigned`` is too late: the seek may come first.)
+- Applying runs in one thread of its own, so that heartbeats go on while Redis or the model is slow.
+"""
+
+import asyncio
+import os
+import signal
+import tempfile
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Final, NoReturn
+
+import faust
+import structlog
+from faust.types import TP
+from yarl import URL
+
+from streams.errors import DriftlineError
+from streams.log.kafka import LogAdmin, Partition
+from streams.observe.health import Health
+from streams.observe.metrics import EvolveMetrics
+from streams.services.applier import Applier, Received
+from streams.services.parts import Parts
+from streams.settings import KafkaSettings, Settings
+
+_logger = structlog.get_logger("driftline.evolve")
+
+_LAG_EVERY_S: Final = 1.0
+# Leaving the group takes a second or two; a shutdown that hangs must not outlive a supervisor's patience (10 s).
+_STOP_S: Final = 8.0
+_UNEXPECTED: Final = 70  # EX_SOFTWARE of sysexits.h
+
+
+class Evolve:
+    """The evolve service: `run` until SIGTERM or SIGINT.
+
+    Args:
+        rebuild: An empty store under committed offsets is meant: apply the whole log again.
+
+    Raises:
+        LogError, AuthenticationFailed, TopicMissing: Kafka can't be reached, or lacks a topic.
+    """
+
+    def __init__(
+        self, settings: Settings, parts: Parts, metrics: EvolveMetrics, health: Health, *, rebuild: bool = False
+    ) -> None:
+        self._settings = settings
+        self._metrics = metrics
+        self._health = health
+        self._rebuild = rebuild
+        self._admin = LogAdmin(settings.kafka, settings.evolve.group)
+        names = [settings.topics.interactions, settings.topics.recommendations, settings.topics.dead_letters]
+        self._topic = self._admin.topics(names)[settings.topics.interactions]
+        self._applier = Applier(settings, self._topic, parts.store, parts.engine, parts.outbox, metrics, health)
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="apply")
+        self._queue: asyncio.Queue[Received] = asyncio.Queue(settings.evolve.queue_frames)
+        self._stopping = asyncio.Event()
+        self._next_offsets: dict[int, int] = {}
+        self._app = _faust_app(settings)
+        self._app.on_rebalance_complete.connect(self._take_over)  # type: ignore[arg-type]  # a method is not seen as Fun
+        self._app.agent(self._app.topic(self._topic.name, key_serializer="raw", value_serializer="raw"))(self._enqueue)
+
+    async def run(self) -> None:
+        """Serve until told to stop; frames under way are finished and acknowledged first."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._stopping.set)
+        await self._app.start()
+        applying = asyncio.create_task(self._apply_for_ever(), name="apply")
+        tasks: list[asyncio.Task[Any]] = [
+            applying,
+            asyncio.create_task(self._watch_lag(), name="lag"),
+            asyncio.create_task(self._app.wait_until_stopped(), name="faust"),
+            asyncio.create_task(self._stopping.wait(), name="stop"),
+        ]
+        finished, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        for task in finished:
+            error = task.exception()
+            if error is not None:
+                self._die(error)
+        if not self._stopping.is_set():
+            self._die(RuntimeError(f"faust stopped by itself: {self._app.crash_reason!r}"))
+        await self._stop(applying)
+
+    async def _stop(self, applying: asyncio.Task[None]) -> None:
+        _logger.info("stopping")
+        self._health.block("stop", "stopping")
+        try:
+            async with asyncio.timeout(_STOP_S):
+                await applying  # sees the flag after the batch under way
+                await self._app.stop()  # commits what was acknowledged and leaves the group
+        except TimeoutError:
+            # Nothing is lost: what was not acknowledged is above the watermark or known by it.
+            _logger.warning("stopped without leaving the group", after_s=_STOP_S)
+            os._exit(0)
+
+    # Faust calls these
+
+    async def _enqueue(self, stream: Any) -> None:
+        # noack: an event counts as done only when its frame was applied. events(): only events know their offset.
+        async for event in stream.noack().events():
+            message = event.message
+            await self._queue.put(Received(message.partition, message.offset, message.value, token=event))
+
+    async def _take_over(self, app: Any, *_: Any, signal: Any, **__: Any) -> None:  # noqa: ARG002 - Faust's form
+        try:
+            mine = sorted(tp.partition for tp in app.consumer.assignment() if tp.topic == self._topic.name)
+            loop = asyncio.get_running_loop()
+            self._next_offsets = await loop.run_in_executor(self._thread, self._assign, mine)
+            # Not `commit`: that one commits what was acknowledged, this one what it is told (also backwards).
+            await app.consumer._commit(  # noqa: SLF001
+                {TP(self._topic.name, partition): offset for partition, offset in self._next_offsets.items()}
+            )
+            _logger.info("assigned", next_offsets=self._next_offsets)
+            self._health.started()
+        # Faust logs what a handler raises, and goes on from the wrong offset.
+        except Exception as error:
+            self._die(error)
+
+    def _assign(self, partitions: Sequence[int]) -> dict[int, int]:
+        keys = [Partition(self._topic.name, partition) for partition in partitions]
+        return self._applier.assign(
+            partitions, self._admin.extents(keys), self._admin.committed(keys) if keys else {}, rebuild=self._rebuild
+        )
+
+    # Our own loops
+
+    async def _apply_for_ever(self) -> None:
+        loop = asyncio.get_running_loop()
+        backlog: list[Received] = []
+        while not self._stopping.is_set():
+            if not backlog:
+                backlog += await self._first_frame()
+            while len(backlog) < self._settings.evolve.queue_frames and not self._queue.empty():
+                backlog.append(self._queue.get_nowait())
+            done, backlog = await loop.run_in_executor(self._thread, self._applier.apply, backlog)
+            self._acknowledge(done)
+
+    async def _first_frame(self) -> list[Received]:
+        """The next frame, once there is one; nothing when told to stop before that."""
+        getting = asyncio.create_task(self._queue.get())
+        stopping = asyncio.create_task(self._stopping.wait())
+        await asyncio.wait({getting, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        stopping.cancel()
+        if getting.done():
+            return [getting.result()]
+        getting.cancel()
+        return []
+
+    def _acknowledge(self, done: Sequence[Received]) -> None:
+        for received in done:
+            event: Any = received.token
+            event.ack()
+
+    async def _watch_lag(self) -> None:
+        while True:
+            await asyncio.sleep(_LAG_EVERY_S)
+            lag = 0
+            for partition, next_offset in self._applier.next_offsets().items():
+                end = self._app.consumer.highwater(TP(self._topic.name, partition))
+                lag += max(0, (end or 0) - next_offset)
+            self._metrics.lag_frames.set(lag)
+            self._health.lag(lag)
+
+    def _die(self, error: BaseException) -> NoReturn:
+        """End the process here and now: an orderly shutdown would commit."""
+        if isinstance(error, DriftlineError):
+            _logger.error("evolve ends", error=str(error), exit_code=error.exit_code)
+            os._exit(error.exit_code)
+        _logger.error("evolve ends: unexpected error", exc_info=error)
+        os._exit(_UNEXPECTED)
+
+
+def _faust_app(settings: Settings) -> faust.App:
+    kafka = settings.kafka
+    return faust.App(
+        settings.evolve.group,
+        broker=[URL(f"kafka://{server}") for server in kafka.servers],
+        broker_credentials=_credentials(kafka),
+        broker_session_timeout=kafka.session_timeout_s,
+        broker_heartbeat_interval=kafka.session_timeout_s / 5,
+        broker_request_timeout=max(30.0, kafka.session_timeout_s * 2),
+        broker_commit_interval=1.0,
+        consumer_auto_offset_reset="earliest",
+        stream_buffer_maxsize=32,  # frames, not events; the queue above it is the real buffer
+        # Topics are made by `driftline topics create`, and Faust's own are not used.
+        topic_allow_declare=False,
+        topic_disable_leader=True,
+        store="memory://",
+        datadir=tempfile.gettempdir(),
+        web_enabled=False,
+    )
+
+
+def _credentials(kafka: KafkaSettings) -> Any:
+    security = kafka.security()
+    if security.sasl_mechanism is not None:
+        return faust.SASLCredentials(
+            username=security.sasl_username,
+            password=security.sasl_password,
+            mechanism=security.sasl_mechanism,
+            ssl_context=security.ssl_context,
+        )
+    return None if security.ssl_context is None else faust.SSLCredentials(context=security.ssl_context)
