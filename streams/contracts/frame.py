@@ -139,7 +139,7 @@ class FrameBuilder:
         self._event_id: list[str | None] = []
         self._extra: dict[int, Extra] = {}
 
-    def add(  # noqa: PLR0913 - one argument a column
+    def add(
         self, event: Event, source: Source, offset: int, appended_ms: int, event_type: str, time_ms: int, size: int
     ) -> None:
         """Append one event.

@@ -133,6 +133,11 @@ class Engine:
         self._model = ModelName(bundle.config.name, bundle.config.version)
 
     @property
+    def model_name(self) -> str:
+        """What people call the model."""
+        return self._model.name
+
+    @property
     def model_version(self) -> str:
         """The version of the model that this engine serves, as rows carry it."""
         return self._model.version

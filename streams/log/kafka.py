@@ -1,6 +1,7 @@
 """Kafka clients on librdkafka. The only file that imports confluent_kafka."""
 
 import logging
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from time import monotonic
@@ -38,6 +39,7 @@ ANSWER_S: Final = 10.0
 _MESSAGE_BYTES: Final = 4 * 1024 * 1024
 # A recreated topic is seen at the next assignment, and at the latest after this long.
 _TOPIC_CHECK_S: Final = 10.0
+_REPORT_EVERY_S: Final = 10.0
 _CREDENTIAL_ERRORS: Final = frozenset(
     {
         KafkaError._AUTHENTICATION,  # noqa: SLF001 - librdkafka's names for its own errors
@@ -106,16 +108,22 @@ class _Connection:
     def __init__(self, settings: KafkaSettings) -> None:
         self.servers = settings.bootstrap_servers
         self.newest_error: KafkaError | None = None
+        self._reported_at: dict[int, float] = {}
         self.config: dict[str, Any] = {
             **settings.confluent_config(),
             "client.id": "driftline",
             "error_cb": self._remember,
+            # librdkafka reports a broker that is away some hundred times a second; `_remember` reports it once.
+            "log_level": 2,
             "reconnect.backoff.max.ms": 2000,
         }
 
     def _remember(self, error: KafkaError) -> None:
         self.newest_error = error
-        _logger.warning("kafka client: %s", error)
+        now = monotonic()
+        if now - self._reported_at.get(error.code(), -math.inf) >= _REPORT_EVERY_S:
+            self._reported_at[error.code()] = now
+            _logger.warning("kafka client: %s", error.str())
 
     def ask(self, what: str, question: Callable[[], _Result]) -> _Result:
         try:

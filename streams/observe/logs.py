@@ -61,7 +61,7 @@ def configure_logging(
         mask_secrets,
     ]
     finish: list[Processor] = (
-        [structlog.processors.EventRenamer("message"), structlog.processors.JSONRenderer()]
+        [structlog.processors.EventRenamer("message"), _in_reading_order, structlog.processors.JSONRenderer()]
         if as_json
         else [
             structlog.dev.ConsoleRenderer(
@@ -104,6 +104,11 @@ def mask_secrets(_: Any, __: str, event: EventDict) -> MutableMapping[str, Any]:
         if not key.startswith("_"):
             event[key] = _masked(key, value)
     return event
+
+
+def _in_reading_order(_: Any, __: str, event: EventDict) -> EventDict:
+    first = ("timestamp", "level", "service", "logger", "message")
+    return {**{key: event[key] for key in first if key in event}, **event}
 
 
 def _masked(key: str, value: Any) -> Any:

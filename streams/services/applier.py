@@ -127,7 +127,7 @@ class Applier:
         topic: The `interactions` topic.
     """
 
-    def __init__(  # noqa: PLR0913 - the parts that a service is put together from
+    def __init__(
         self,
         settings: Settings,
         topic: Topic,
@@ -330,7 +330,8 @@ class Applier:
                     f"the row of user {users[0].user_id!r} in the store can't be read: {error}. It was not written "
                     "by this version; upgrade, or delete that key (its window then starts anew)"
                 ) from error
-        except Exception as error:  # a poisonous event may break any library below; nothing is lost: see the docstring
+        # A poisonous event may break any library below. Nothing is lost: the event is found and dead-lettered.
+        except Exception as error:  # noqa: BLE001
             self._engine.verify()  # a model that fails on everything is no fault of the events: ends the process
             if len(users) == 1:
                 return [self._without_poison(users[0], owners[0], error, seconds)]
@@ -350,7 +351,7 @@ class Applier:
             attempt = UserEvents(user.user_id, user.state, user.vector, [*good, arrival])
             try:
                 update = self._engine.evolve([attempt], _now_ms(), seconds)[0]
-            except Exception as cause:  # as above
+            except Exception as cause:  # noqa: BLE001 - as above
                 self._engine.verify()
                 _logger.error("event dead-lettered", user=user.user_id, event_id=arrival.event_id, error=repr(cause))
                 owner.letters.append(self._event_letter(arrival, cause))

@@ -122,7 +122,7 @@ class Evolve:
             _logger.info("assigned", next_offsets=self._next_offsets)
             self._health.started()
         # Faust logs what a handler raises, and goes on from the wrong offset.
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001
             self._die(error)
 
     def _assign(self, partitions: Sequence[int]) -> dict[int, int]:

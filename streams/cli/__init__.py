@@ -1,0 +1,41 @@
+"""The `driftline` command.
+
+One module a group of commands; this one puts them together and turns every error of ours into a message and an exit
+code. Commands that need torch live beside what they run and come in by the entry-point group `driftline.commands`.
+"""
+
+import sys
+from importlib.metadata import entry_points
+from typing import NoReturn
+
+import typer
+from rich.console import Console
+
+from streams.cli import serve
+from streams.errors import DriftlineError
+
+app = typer.Typer(
+    name="driftline",
+    help="The streaming engine that keeps every user's interest fresh.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+)
+serve.add_to(app)
+for command in sorted(entry_points(group="driftline.commands"), key=lambda found: found.name):
+    app.command(command.name)(command.load())
+
+
+def main() -> NoReturn:
+    """Run the command line; an error of ours ends it with its message and exit code."""
+    try:
+        app()
+    except DriftlineError as error:
+        Console(stderr=True, soft_wrap=True).print(f"[bold red]error:[/] {_plain(error)}", highlight=False)
+        sys.exit(error.exit_code)
+    sys.exit(0)
+
+
+def _plain(error: DriftlineError) -> str:
+    return str(error).replace("[", r"\[")
