@@ -14,7 +14,7 @@ def samples(registry: CollectorRegistry) -> dict[str, float]:
     """Every sample as Prometheus would read it, by name and labels as written, but for times of creation."""
     families = text_string_to_metric_families(generate_latest(registry).decode())
     return {
-        sample.name + "".join(f"{{{key}={value}}}" for key, value in sample.labels.items()): sample.value
+        sample.name + "".join(f"{{{key}={value}}}" for key, value in sorted(sample.labels.items())): sample.value
         for family in families
         for sample in family.samples
         if not sample.name.endswith("_created")
@@ -63,7 +63,7 @@ def test_evolve_counts_what_it_is_told() -> None:
     assert found["driftline_evolve_batch_users_bucket{le=512.0}"] == 1
     assert found["driftline_evolve_event_to_vector_seconds_count"] == 2
     assert found["driftline_evolve_lag_frames"] == 7
-    assert found["driftline_evolve_model_info{version=sasrec-1}{provider=cpu}"] == 1
+    assert found["driftline_evolve_model_info{provider=cpu}{version=sasrec-1}"] == 1
 
 
 def test_every_known_outcome_is_there_at_zero_before_anything_happened() -> None:
