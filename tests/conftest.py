@@ -1,0 +1,14 @@
+"""What every test shares: which tests count as integration tests."""
+
+from pathlib import Path
+
+import pytest
+
+_NEED_SERVERS = [Path(__file__).parent / "integration", Path(__file__).parent / "deploy"]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark by folder, so that `-m "not integration"` is the quick run that needs neither Java nor Redis."""
+    for item in items:
+        if any(folder in item.path.parents for folder in _NEED_SERVERS):
+            item.add_marker(pytest.mark.integration)
