@@ -40,11 +40,13 @@ def ingest(config: ConfigFile = None, bootstrap_servers: BootstrapServers = None
     # Imported here so that `driftline --help` needs neither ONNX Runtime nor Faust.
     from streams.observe.metrics import IngestMetrics  # noqa: PLC0415
     from streams.services.ingest import Ingest  # noqa: PLC0415
+    from streams.services.process import settle_process  # noqa: PLC0415
 
     registry = CollectorRegistry()
     health = Health(settings.evolve.stall_s)
     with _http(settings, INGEST_PORT, health, registry):
         service = Ingest(settings, IngestMetrics.on(registry), health)
+        settle_process(threads=1)
 
         def stop(_: int, __: FrameType | None) -> None:
             service.stop()
@@ -79,6 +81,7 @@ def evolve(
     from streams.observe.metrics import EvolveMetrics  # noqa: PLC0415 - as above
     from streams.services.evolve import Evolve  # noqa: PLC0415
     from streams.services.parts import open_engine, open_parts  # noqa: PLC0415
+    from streams.services.process import settle_process  # noqa: PLC0415
 
     registry = CollectorRegistry()
     metrics = EvolveMetrics.on(registry)
@@ -86,7 +89,9 @@ def evolve(
     with _http(settings, EVOLVE_PORT, health, registry):
         engine, encoder = open_engine(settings)
         metrics.model.info({"name": engine.model_name, "version": engine.model_version, "provider": encoder.provider})
-        asyncio.run(Evolve(settings, open_parts(settings, engine), metrics, health, rebuild=rebuild).run())
+        service = Evolve(settings, open_parts(settings, engine), metrics, health, rebuild=rebuild)
+        settle_process(settings.model.threads)
+        asyncio.run(service.run())
 
 
 def up(

@@ -7,7 +7,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 
-class Trigger(Struct, frozen=True):
+class Trigger(Struct, frozen=True, gc=False):
     """The newest event, in the order of the log, that moved this user's window."""
 
     event_id: str
@@ -26,7 +26,7 @@ class ModelName(Struct, frozen=True):
     version: str
 
 
-class VectorSummary(Struct, frozen=True):
+class VectorSummary(Struct, frozen=True, gc=False):
     """The new interest vector in brief; the vector itself is in Redis."""
 
     dim: int
@@ -35,7 +35,7 @@ class VectorSummary(Struct, frozen=True):
     ]
 
 
-class RecommendedItem(Struct, frozen=True):
+class RecommendedItem(Struct, frozen=True, gc=False):
     """One item of a list."""
 
     item_id: str

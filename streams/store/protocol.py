@@ -38,10 +38,9 @@ class StoredRow:
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """Rows of one partition, and its watermark's offset read after them.
+    """Rows of one partition and its watermark's offset, as of one moment.
 
-    The offset comes last on purpose: if it is still the one that this worker applied last, then no one has changed
-    the rows in between.
+    If the offset is still the one that this worker applied last, then the rows are as this worker left them.
     """
 
     rows: Sequence[StoredRow]

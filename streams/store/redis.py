@@ -21,7 +21,6 @@ from streams.interest.engine import UserRow
 from streams.settings import RedisSettings
 from streams.store.protocol import Reading, StoredRow, Swap, SwapResult, UserRecord, Watermark
 
-_ENGINE_FIELDS: Final = ("state", "vector", "model")
 _ROW_FIELDS: Final = ("vector", "recommendations", "state", "model", "updated_at")
 # Keys looked at by one SCAN call: a fraction of a millisecond of Redis's time.
 _SCAN_COUNT: Final = 500
@@ -46,9 +45,8 @@ class RedisStore:
             # The caller retries, counts and reports; a second, silent retry below would hide that.
             retry=Retry(NoBackoff(), 0),
         )
-        self._swap = self._client.register_script(
-            resources.files("streams.store").joinpath("swap.lua").read_text(encoding="utf-8")
-        )
+        self._read_script = self._client.register_script(_script("read.lua"))
+        self._swap_script = self._client.register_script(_script("swap.lua"))
 
     def close(self) -> None:
         """Close the connections."""
@@ -115,25 +113,15 @@ class RedisStore:
     def read_rows(self, users: Mapping[int, Sequence[str]]) -> Mapping[int, Reading]:
         """See `StateStore`."""
 
-        def read() -> list[Any]:
+        def read() -> list[list[Any]]:
             with self._client.pipeline(transaction=False) as pipe:
                 for partition, wanted in users.items():
                     prefix = self._user_prefix(partition)
-                    for user in wanted:
-                        pipe.hmget(prefix + user, _ENGINE_FIELDS)
-                    pipe.hget(self._watermark_key(partition), "offset")
+                    keys = [self._watermark_key(partition), *[prefix + user for user in wanted]]
+                    self._read_script(keys, client=pipe)
                 return pipe.execute()
 
-        replies = iter(self._ask(read))
-        readings = {}
-        for partition, wanted in users.items():
-            rows = []
-            for _ in wanted:
-                state, vector, model = next(replies)
-                rows.append(StoredRow(state, vector, None if model is None else model.decode()))
-            offset = next(replies)
-            readings[partition] = Reading(rows, None if offset is None else int(offset))
-        return readings
+        return {partition: _reading(reply) for partition, reply in zip(users, self._ask(read), strict=True)}
 
     def swap(self, swaps: Sequence[Swap]) -> Sequence[SwapResult]:
         """See `StateStore`."""
@@ -143,7 +131,7 @@ class RedisStore:
             with self._client.pipeline(transaction=False) as pipe:
                 for swap in swaps:
                     keys, arguments = self._swap_call(swap)
-                    self._swap(keys, arguments, client=pipe)
+                    self._swap_script(keys, arguments, client=pipe)
                 return pipe.execute()
 
         results = []
@@ -220,6 +208,19 @@ class RedisStore:
             raise StoreUnavailable(f"Redis at {self._where} refused a command: {error}") from error
         except redis.RedisError as error:
             raise StoreUnavailable(f"Redis at {self._where} cannot be used: {error}; is it running?") from error
+
+
+def _script(name: str) -> str:
+    return resources.files("streams.store").joinpath(name).read_text(encoding="utf-8")
+
+
+def _reading(reply: Sequence[bytes | None]) -> Reading:
+    offset, fields = reply[0], reply[1:]
+    rows = [
+        StoredRow(state, vector, None if model is None else model.decode())
+        for state, vector, model in zip(fields[::3], fields[1::3], fields[2::3], strict=True)
+    ]
+    return Reading(rows, int(offset) if offset else None)
 
 
 def _watermark(fields: Mapping[bytes, bytes]) -> Watermark:
