@@ -282,7 +282,7 @@ class RedisSettings(_Section):
     generation: str = Field(
         default="g1",
         pattern=r"^[A-Za-z0-9_-]{1,32}$",
-        description="The generation of rows to work on; backfill builds another beside it. Letters, digits, - and _.",
+        description="The namespace of all rows; another name begins anew beside the old rows. Letters, digits, - and _.",
     )
     timeout_s: float = Field(default=5.0, gt=0, le=60, description="Seconds to wait for a connection or an answer.")
 
@@ -471,7 +471,7 @@ class EvolveSettings(_Section):
         default=64,
         ge=0,
         le=4096,
-        description="Event ids remembered a user beyond the window, to drop what apps send twice.",
+        description="Newest event ids remembered a user besides those in the window, to drop what apps send twice.",
     )
     stall_s: float = Field(
         default=30.0,

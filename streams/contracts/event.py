@@ -40,7 +40,7 @@ class Event(Struct, frozen=True):
     ] = None
     context: Annotated[
         msgspec.Raw | msgspec.UnsetType,
-        Meta(description="Any JSON object, kept as it is.", extra_json_schema={"type": "object"}),
+        Meta(description="Any JSON object, kept as it is.", extra_json_schema={"type": ["object", "null"]}),
     ] = msgspec.UNSET
 
 
@@ -87,29 +87,29 @@ def decode_event(raw: bytes | None, max_bytes: int) -> Event:
         raise InvalidEvent("not_json", f"not valid JSON: {error}") from error
     if b"\\u0000" in raw:
         _refuse_nul(event)
-    if event.context is not msgspec.UNSET and not bytes(event.context).startswith(b"{"):
+    if event.context is not msgspec.UNSET and not bytes(event.context).startswith((b"{", b"null")):
         raise InvalidEvent("invalid_field", "Expected `object` - at `$.context`")
     return event
 
 
-def event_time_ms(event: Event, kafka_timestamp_ms: int) -> int:
+def event_time_ms(event: Event, kafka_timestamp_ms: int, now_ms: int) -> int:
     """When the event happened, milliseconds since 1970.
 
     Args:
-        kafka_timestamp_ms: The raw message's timestamp: the default, and what "the future" is measured from.
+        kafka_timestamp_ms: The raw message's timestamp: the default.
+        now_ms: What "the future" is measured from.
 
     Raises:
-        InvalidEvent: Before 1990, or more than a day after Kafka's timestamp.
+        InvalidEvent: Before 1990, or more than a day from now.
     """
-    time = event.event_time
-    if time is None:
-        return kafka_timestamp_ms
+    time = kafka_timestamp_ms if event.event_time is None else event.event_time
+    name = "Kafka's timestamp" if event.event_time is None else "event_time"
     milliseconds = time if isinstance(time, int) else (time - _EPOCH) // timedelta(milliseconds=1)
     if milliseconds < EARLIEST_MS:
         hint = "; are these seconds? milliseconds are expected" if 0 < milliseconds * 1000 >= EARLIEST_MS else ""
-        raise InvalidEvent("absurd_time", f"event_time {_shown(time)} is before 1990{hint}")
-    if milliseconds > kafka_timestamp_ms + FUTURE_TOLERANCE_MS:
-        raise InvalidEvent("absurd_time", f"event_time {_shown(time)} is more than a day in the future")
+        raise InvalidEvent("absurd_time", f"{name} {_shown(time)} is before 1990{hint}")
+    if milliseconds > now_ms + FUTURE_TOLERANCE_MS:
+        raise InvalidEvent("absurd_time", f"{name} {_shown(time)} is more than a day in the future")
     return milliseconds
 
 

@@ -17,6 +17,12 @@ FRAME_VERSION: Final = 1
 MAX_FRAME_USERS: Final = 256
 
 
+# What a frame adds to the bytes of a raw event at most: three 9-byte numbers, a source index, a missing event id;
+# and for each source its topic id, partition and lengths.
+_EVENT_OVERHEAD: Final = 36
+_SOURCE_OVERHEAD: Final = 64
+
+
 class Source(Struct, frozen=True, array_like=True):
     """A partition of a raw topic. The topic's id tells a topic from a recreated one of the same name."""
 
@@ -145,8 +151,11 @@ class FrameBuilder:
         """Append one event.
 
         Args:
-            size: Bytes of the raw event: an upper estimate of what it adds to the frame.
+            size: Bytes of the raw event.
         """
+        size += _EVENT_OVERHEAD + 4 * len(event_type)
+        if source not in self._sources:
+            size += _SOURCE_OVERHEAD + len(source.topic)
         if self._event_id and (
             len(self._event_id) >= self._max_events
             or self._bytes + size > self._max_bytes
@@ -218,6 +227,8 @@ def events_of(frame: Frame) -> list[dict[str, object]]:
 
 def _extra_of(event: Event) -> Extra | None:
     context = None if event.context is msgspec.UNSET else bytes(event.context).decode()
+    if context == "null":
+        context = None
     if (
         event.session_id is None
         and event.value is None

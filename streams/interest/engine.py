@@ -42,6 +42,10 @@ class VectorEncoder(Protocol):
         """Replay the golden sample; raises `EncoderFailed`."""
 
 
+class NotFiniteError(ArithmeticError):
+    """The encoder gave numbers that nothing can be ranked by."""
+
+
 @dataclass(frozen=True, slots=True)
 class UserEvents:
     """What the engine takes in for one user.
@@ -163,6 +167,7 @@ class Engine:
 
         Raises:
             InvalidState: A row's state cannot be read.
+            NotFiniteError: A vector has NaN or infinity.
         """
         seconds = StageSeconds() if seconds is None else seconds
         clock = perf_counter()
@@ -183,6 +188,8 @@ class Engine:
 
         clock = perf_counter()
         vectors = self._encoder.encode(inputs)
+        if not np.isfinite(vectors).all():
+            raise NotFiniteError("the encoder gave a vector with NaN or infinity")
         seconds.encode += perf_counter() - clock
 
         rows = iter(

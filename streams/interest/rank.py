@@ -53,6 +53,11 @@ def rank_items(vectors: Vectors, items: Vectors, seen: IntArray, k: int) -> Rank
         np.put_along_axis(scores, seen[block], -np.inf, axis=1)
         candidates = np.argpartition(scores, len(items) - kept, axis=1)[:, len(items) - kept :]
         candidate_scores = np.take_along_axis(scores, candidates, axis=1)
+        border = candidate_scores.min(axis=1, keepdims=True)
+        # A partition keeps any of the items that tie for the last place: settle those lists by a whole sort.
+        for row in np.flatnonzero(((scores >= border).sum(axis=1) > kept) & ~np.isneginf(border[:, 0])):
+            candidates[row] = np.argsort(-scores[row], kind="stable")[:kept]
+            candidate_scores[row] = scores[row, candidates[row]]
         order = np.lexsort((candidates, -candidate_scores), axis=1)
         rows[block, :kept] = np.take_along_axis(candidates, order, axis=1)
         best[block, :kept] = np.take_along_axis(candidate_scores, order, axis=1)

@@ -351,6 +351,8 @@ class Applier:
             attempt = UserEvents(user.user_id, user.state, user.vector, [*good, arrival])
             try:
                 update = self._engine.evolve([attempt], _now_ms(), seconds)[0]
+            except DriftlineError:
+                raise
             except Exception as cause:  # noqa: BLE001 - as above
                 self._engine.verify()
                 _logger.error("event dead-lettered", user=user.user_id, event_id=arrival.event_id, error=repr(cause))

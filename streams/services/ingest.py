@@ -104,6 +104,7 @@ class Ingest:
     def _pack(self, messages: Sequence[Message]) -> tuple[dict[int, list[Frame]], list[DeadLetter]]:
         settings = self._settings.ingest
         types = self._settings.topics.sources
+        now_ms = round(time() * 1000)
         builders: dict[int, FrameBuilder] = {}
         letters = []
         for message in messages:
@@ -111,8 +112,8 @@ class Ingest:
             try:
                 event = decode_event(message.value, settings.max_event_bytes)
                 stage = "validate"
-                appended_ms = message.timestamp_ms if message.timestamp_ms > 0 else round(time() * 1000)
-                time_ms = event_time_ms(event, appended_ms)
+                appended_ms = message.timestamp_ms if message.timestamp_ms > 0 else now_ms
+                time_ms = event_time_ms(event, appended_ms, now_ms)
             except InvalidEvent as error:
                 letters.append(_letter(message, error, stage))
                 continue
