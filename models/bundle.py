@@ -219,7 +219,7 @@ def write_bundle(
         BundleError: Something else is in the way, the directory cannot be written, or the content is inconsistent.
     """
     path = Path(path)
-    _check_place(path, overwrite)
+    check_place(path, overwrite)
     unversioned = msgspec.structs.replace(config, version="")
     contents = {
         ENCODER: encoder,
@@ -236,7 +236,10 @@ def write_bundle(
         format=MANIFEST_FORMAT,
         created_at=datetime.now(UTC).isoformat(timespec="seconds"),
         files={name: records[name] for name in HASHED},
-        **msgspec.structs.asdict(provenance),
+        command=provenance.command,
+        opset=provenance.opset,
+        metrics=provenance.metrics,
+        parity=provenance.parity,
     )
     contents[MANIFEST] = msgspec.json.format(msgspec.json.encode(manifest), indent=2)
 
@@ -255,6 +258,21 @@ def write_bundle(
     finally:
         shutil.rmtree(beside, ignore_errors=True)
     return read_bundle(path)
+
+
+def check_place(path: str | Path, overwrite: bool) -> None:
+    """Check that a bundle may be written to a place, for those who want to know before they work for minutes.
+
+    Raises:
+        BundleError: Something else than a bundle is there, or a bundle that is not to be replaced.
+    """
+    path = Path(path)
+    if not path.exists() or (path.is_dir() and not any(path.iterdir())):
+        return
+    if not (path / MANIFEST).is_file():
+        raise BundleError(f"{path} exists and is no model bundle, so it is not replaced. Choose another directory")
+    if not overwrite:
+        raise BundleError(f"{path} already holds a model bundle. Add --overwrite to replace it, or choose another")
 
 
 _AGAIN = "Export the model again, or copy the bundle again from where it is whole"
@@ -439,15 +457,6 @@ def _npz(golden: Golden) -> bytes:
         top=golden.top,
     )
     return buffer.getvalue()
-
-
-def _check_place(path: Path, overwrite: bool) -> None:
-    if not path.exists() or (path.is_dir() and not any(path.iterdir())):
-        return
-    if not (path / MANIFEST).is_file():
-        raise BundleError(f"{path} exists and is no model bundle, so it is not replaced. Choose another directory")
-    if not overwrite:
-        raise BundleError(f"{path} already holds a model bundle. Add --overwrite to replace it, or choose another")
 
 
 def _move_into_place(beside: Path, path: Path) -> None:
