@@ -1,0 +1,70 @@
+"""`driftline export`. Importable without torch: the command line lists it where only serving is installed."""
+
+import shlex
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import typer
+
+from models.bundle import Provenance, check_place, write_bundle
+from models.commands import Output, print_result
+from models.errors import MissingExtra
+
+
+def export(
+    checkpoint: Annotated[Path, typer.Argument(help="The directory that `driftline train` wrote.")],
+    out: Annotated[Path, typer.Option(help="Directory for the bundle.")],
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a bundle that is already there.")] = False,
+    output: Annotated[Output, typer.Option(help="How to print the result.")] = Output.table,
+) -> None:
+    """Export a checkpoint as a verified bundle: ONNX encoder, vocabulary, item vectors, metadata, hashes.
+
+    Before anything is written ONNX Runtime's vectors are compared with PyTorch's on windows of every length.
+    """
+    try:
+        import onnx  # noqa: F401  imported here only to name the missing extra
+        import torch
+
+        from export.golden import golden_sample
+        from export.onnx_graph import OPSET, check_parity, export_encoder, onnx_encoder
+        from models.checkpoint import read_checkpoint
+        from models.train import encoder_of, item_vectors_of
+    except ModuleNotFoundError as error:
+        raise MissingExtra("train", error.name or "torch") from error
+
+    check_place(out, overwrite)
+    torch.set_num_threads(1)
+    model = read_checkpoint(checkpoint)
+    config = model.checkpoint.config
+    item_vectors = item_vectors_of(model.network)
+    encoder = export_encoder(model.network, config.window.max)
+    encode = onnx_encoder(encoder)
+    parity = check_parity(encoder_of(model.network), encode, item_vectors, len(config.types), config.window.max)
+    command = shlex.join(["driftline", "export", str(checkpoint), "--out", str(out)])
+    bundle = write_bundle(
+        out,
+        config=config,
+        encoder=encoder,
+        vocabulary=model.vocabulary,
+        item_vectors=item_vectors,
+        metadata=model.metadata,
+        golden=golden_sample(encode, item_vectors, len(config.types), config.window.max, np.random.default_rng(0)),
+        provenance=Provenance(
+            command=f"{model.checkpoint.command}\n{command}",
+            opset=OPSET,
+            metrics=model.checkpoint.metrics,
+            parity=parity,
+        ),
+        overwrite=overwrite,
+    )
+    result: dict[str, str | int | float] = {
+        "bundle": str(out),
+        "name": bundle.config.name,
+        "version": bundle.config.version,
+        "bytes": sum(record.bytes for record in bundle.manifest.files.values()),
+        "windows_compared": parity.windows,
+        "max_abs_difference": f"{parity.max_abs_difference:.2g}",
+        **{name: value for name, value in bundle.manifest.metrics.items() if name in ("hr@10", "ndcg@10")},
+    }
+    print_result(result, output)
