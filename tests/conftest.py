@@ -4,6 +4,9 @@ from pathlib import Path
 
 import pytest
 
+# Its asserts are rewritten to say their values although its name is not that of a test file.
+pytest.register_assert_rewrite("tests.store_contract")
+
 _NEED_SERVERS = [Path(__file__).parent / "integration", Path(__file__).parent / "deploy"]
 
 

@@ -98,6 +98,10 @@ def decode_state(raw: bytes) -> UserState:
         raise InvalidState(f"not a user's state: {error}") from error
     if state.version != STATE_VERSION:
         raise InvalidState(f"state version {state.version}, this worker reads version {STATE_VERSION}")
+    if not len(state.items) == len(state.types) == len(state.times) == len(state.ids):
+        raise InvalidState("a state whose lists differ in length")
+    if len(state.recent) % _DIGEST_BYTES:
+        raise InvalidState(f"a memory of {len(state.recent)} bytes, which is no multiple of {_DIGEST_BYTES}")
     return state
 
 

@@ -45,7 +45,7 @@ class HttpServer:
         self._thread = threading.Thread(
             # The default of half a second is how long a stop would take.
             target=self._server.serve_forever,
-            kwargs={"poll_interval": 0.05},
+            kwargs={"poll_interval": 0.2},
             name="observe-http",
             # The process ends when its loop does, whoever still asks how it is.
             daemon=True,

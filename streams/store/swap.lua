@@ -12,6 +12,11 @@ local found = at[1] or ''
 if found ~= ARGV[1] or (at[2] and at[2] ~= ARGV[3]) then
   return {0, found}
 end
+-- A script that fails half-way is not undone: look at every row before the first write, so that a key that is not a hash
+-- (somebody else's) fails the whole swap.
+for row = 2, #KEYS do
+  redis.call('HEXISTS', KEYS[row], 'state')
+end
 redis.call('HSET', KEYS[1], 'offset', ARGV[2], 'topic_id', ARGV[3], 'partitions', ARGV[4])
 local next = 7
 for _ = 1, tonumber(ARGV[6]) do
