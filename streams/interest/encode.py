@@ -11,6 +11,9 @@ from models.spec import Vectors
 from models.windows import WindowInputs
 from streams.errors import EncoderFailed
 
+# ONNX Runtime's wheels may report usage to their makers; ours has no reason to.
+onnxruntime.disable_telemetry_events()
+
 Provider = Literal["auto", "cuda", "cpu"]
 
 # On CUDA every new shape costs a plan and memory: batches are padded up to one of these, windows to their maximum.
