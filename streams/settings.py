@@ -223,13 +223,7 @@ class KafkaSettings(_Section):
     def _ssl_context(self) -> ssl.SSLContext | None:
         if not self.security_protocol.endswith("ssl"):
             return None
-        try:
-            context = ssl.create_default_context(cafile=None if self.ssl_ca_file is None else str(self.ssl_ca_file))
-        except OSError as error:  # ssl.SSLError is one
-            raise SettingsError(
-                f"kafka.ssl_ca_file: {self.ssl_ca_file} cannot be used: {error.strerror or error}. "
-                "Name a readable file of PEM certificates"
-            ) from error
+        context = _trusting("kafka.ssl_ca_file", self.ssl_ca_file)
         if self.ssl_certificate_file is not None and self.ssl_key_file is not None:
             # Without a password, OpenSSL would ask for it on the terminal and a service would hang.
             password = self._key_password() or ""
@@ -340,6 +334,15 @@ class RedisSettings(_Section):
     def ttl_ms(self) -> int:
         """`ttl_days` in milliseconds, at least one."""
         return max(1, round(self.ttl_days * 86_400_000))
+
+    def check_files(self) -> None:
+        """Read the certificates once: redis-py does so at every connection, and calls a missing file a lost one.
+
+        Raises:
+            SettingsError: They cannot be read.
+        """
+        if self.ssl_ca_file is not None:
+            _trusting("redis.ssl_ca_file", self.ssl_ca_file)
 
     def client_options(self) -> dict[str, Any]:
         """Return the keyword arguments that `redis.Redis.from_url` takes beside the URL.
@@ -744,6 +747,16 @@ def _secret(name: str, value: SecretStr | None, path: Path | None) -> str | None
     if not secret:
         raise SettingsError(f"{name}_file: {path} is empty. Name a file that holds the secret alone")
     return secret
+
+
+def _trusting(name: str, path: Path | None) -> ssl.SSLContext:
+    """Return a context that trusts the certificates in a file; None: those of the operating system."""
+    try:
+        return ssl.create_default_context(cafile=None if path is None else str(path))
+    except OSError as error:  # ssl.SSLError is one
+        raise SettingsError(
+            f"{name}: {path} cannot be used: {error.strerror or error}. Name a readable file of PEM certificates"
+        ) from error
 
 
 def _check_topic(name: str) -> None:

@@ -11,7 +11,7 @@ from typing import NoReturn
 import typer
 from rich.console import Console
 
-from streams.cli import serve
+from streams.cli import demo, pipeline, serve, topics, traffic, users
 from streams.errors import DriftlineError
 
 app = typer.Typer(
@@ -22,7 +22,12 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
 )
+demo.add_to(app)
 serve.add_to(app)
+traffic.add_to(app)
+pipeline.add_to(app)
+app.add_typer(users.app)
+app.add_typer(topics.app)
 for command in sorted(entry_points(group="driftline.commands"), key=lambda found: found.name):
     app.command(command.name)(command.load())
 

@@ -2,10 +2,11 @@
 
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
+from streams.observe.logs import configure_logging
 from streams.settings import Settings, load_settings
 
 ConfigFile = Annotated[
@@ -43,3 +44,13 @@ def settings_from(config: Path | None, **flags: object) -> Settings:
         SettingsError: A setting is unknown or bad.
     """
     return load_settings({name.replace("__", "."): value for name, value in flags.items()}, toml=config)
+
+
+def operator_settings(config: Path | None, level: Literal["warning", "error"] = "error", **flags: object) -> Settings:
+    """As `settings_from`, for a command that a person runs: what clients log stays out of the way of its result.
+
+    Args:
+        level: The least that is logged. A command that ends by itself says in its error what went wrong.
+    """
+    configure_logging("console", level)
+    return settings_from(config, **flags)

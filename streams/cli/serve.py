@@ -101,7 +101,7 @@ def up(
     bundle: BundlePath = None,
     provider: Provider = None,
 ) -> None:
-    """Run one ingest and one evolve on this machine, until Ctrl-C or until one of them ends."""
+    """Run one ingest and one evolve on this machine, until Ctrl-C or until one of them ends; makes missing topics."""
     flags = {
         "--config": config,
         "--bootstrap-servers": bootstrap_servers,
@@ -117,6 +117,13 @@ def up(
         model__provider=provider,
     )
     configure_logging(settings.log.format, settings.log.level, "up")
+    from streams.log.kafka import LogAdmin  # noqa: PLC0415 - as above
+    from streams.services.topics import create_missing_topics  # noqa: PLC0415
+
+    with LogAdmin(settings.kafka) as admin:
+        for topic in create_missing_topics(settings, admin):
+            if topic.created:
+                _logger.info("topic created", topic=topic.topic, partitions=topic.partitions)
     of_ingest = ("--config", "--bootstrap-servers")
     sys.exit(
         run_services(

@@ -66,7 +66,17 @@ class Encoder:
             EncoderFailed: The vectors differ from those that export recorded.
         """
         golden = self._bundle.golden
-        difference = float(np.abs(self.encode(golden.inputs) - golden.vectors).max(initial=0.0))
+        try:
+            vectors = self.encode(golden.inputs)
+        # ONNX Runtime's exceptions (InvalidArgument, Fail, …) share no base but Exception (1.31).
+        except Exception as error:
+            raise EncoderFailed(f"the encoder of {self._bundle.path} fails on its golden sample: {error}") from error
+        if vectors.shape != golden.vectors.shape:
+            raise EncoderFailed(
+                f"the encoder of {self._bundle.path} gives vectors of shape {vectors.shape}, its golden sample has "
+                f"{golden.vectors.shape}; export the bundle again"
+            )
+        difference = float(np.abs(vectors - golden.vectors).max(initial=0.0))
         if not difference <= GOLDEN_TOLERANCE:  # also when it is NaN
             raise EncoderFailed(
                 f"the encoder of {self._bundle.path} does not repeat its golden sample on {self.provider}: vectors "

@@ -5,6 +5,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from time import monotonic
+from types import MappingProxyType
 from typing import Any, Final, NamedTuple, Self, TypeVar
 
 from confluent_kafka import (
@@ -20,7 +21,7 @@ from confluent_kafka import (
 from confluent_kafka import Consumer as KafkaConsumer
 from confluent_kafka import Message as KafkaMessage
 from confluent_kafka import Producer as KafkaProducer
-from confluent_kafka.admin import AdminClient, NewTopic  # type: ignore[attr-defined]  # 2.16
+from confluent_kafka.admin import AdminClient, ConfigResource, NewTopic  # type: ignore[attr-defined]  # 2.16
 
 from streams.contracts.frame import Source
 from streams.errors import (
@@ -28,6 +29,7 @@ from streams.errors import (
     DeliveryFailed,
     DriftlineError,
     LogUnavailable,
+    SettingsError,
     StateRefused,
     TopicMissing,
     UsageError,
@@ -35,10 +37,13 @@ from streams.errors import (
 from streams.settings import KafkaSettings
 
 ANSWER_S: Final = 10.0
+# The first wait for an answer; each that follows is twice as long, so that a slow connection gets its time.
+_FIRST_WAIT_S: Final = 0.2
 # The broker's default limit for a message is 1 MiB; a dead letter is the original plus our headers.
 _MESSAGE_BYTES: Final = 4 * 1024 * 1024
-# A recreated topic is seen at the next assignment, and at the latest after this long.
-_TOPIC_CHECK_S: Final = 10.0
+# What is read is handed on only if the topic's id was looked at within this time, afterwards: a topic deleted, made
+# anew and filled past the old position in less would be taken for the old one.
+_TOPIC_CHECK_S: Final = 1.0
 _REPORT_EVERY_S: Final = 10.0
 _CREDENTIAL_ERRORS: Final = frozenset(
     {
@@ -47,6 +52,7 @@ _CREDENTIAL_ERRORS: Final = frozenset(
         KafkaError.TOPIC_AUTHORIZATION_FAILED,
         KafkaError.GROUP_AUTHORIZATION_FAILED,
         KafkaError.CLUSTER_AUTHORIZATION_FAILED,
+        KafkaError.UNSUPPORTED_SASL_MECHANISM,
     }
 )
 _MISSING_TOPIC_ERRORS: Final = frozenset(
@@ -93,6 +99,13 @@ class Extent:
     end: int
 
 
+class Committed(NamedTuple):
+    """The next offset that a group has recorded, and the id of the topic that ingest meant by it ("" if unknown)."""
+
+    offset: int
+    topic_id: str
+
+
 @dataclass(frozen=True, slots=True)
 class GroupMember:
     """One process of a consumer group, and the partitions that it reads."""
@@ -108,6 +121,7 @@ class _Connection:
     def __init__(self, settings: KafkaSettings) -> None:
         self.servers = settings.bootstrap_servers
         self.newest_error: KafkaError | None = None
+        self._settings = settings
         self._reported_at: dict[int, float] = {}
         self.config: dict[str, Any] = {
             **settings.confluent_config(),
@@ -118,8 +132,33 @@ class _Connection:
             "reconnect.backoff.max.ms": 2000,
         }
 
+    def client(self, kind: Callable[..., _Result], config: Mapping[str, Any] = MappingProxyType({})) -> _Result:
+        """Make a client of librdkafka; nothing is asked of Kafka yet.
+
+        Raises:
+            SettingsError: A certificate can't be read, a key is not its pair.
+        """
+        try:
+            return kind({**self.config, **config}, logger=_logger)
+        except KafkaException as error:
+            # librdkafka says "BIO lib" and names no file; the same files, read for the other client, give the reason.
+            self._settings.security()
+            raise SettingsError(f"these kafka settings cannot be used: {error.args[0].str()}") from error
+
+    @property
+    def is_refused(self) -> bool:
+        """Whether to ask again is in vain: the brokers refuse the credentials, or we their certificate."""
+        return _is_refusal(self.newest_error)
+
+    @property
+    def visible(self) -> str:
+        """What to add where Kafka has no topic: it also hides those that a user may not describe."""
+        return "" if self._settings.security_protocol == "plaintext" else " that this user may see"
+
     def _remember(self, error: KafkaError) -> None:
-        self.newest_error = error
+        # It follows every other error and would hide its cause.
+        if error.code() != KafkaError._ALL_BROKERS_DOWN:  # noqa: SLF001
+            self.newest_error = error
         now = monotonic()
         if now - self._reported_at.get(error.code(), -math.inf) >= _REPORT_EVERY_S:
             self._reported_at[error.code()] = now
@@ -133,15 +172,24 @@ class _Connection:
 
     def translated(self, error: KafkaError, what: str) -> DriftlineError:
         background = self.newest_error
-        cause = background if background is not None and background.code() in _CREDENTIAL_ERRORS else error
-        if cause.code() in _CREDENTIAL_ERRORS:
+        cause = background if background is not None and _is_refusal(background) else error
+        if _is_bad_certificate(cause):
+            return AuthenticationFailed(
+                f"Kafka at {self.servers} did not {what}: {cause.str()}; check kafka.ssl_ca_file (who signed the "
+                "brokers' certificates), the host names in kafka.bootstrap_servers, and kafka.ssl_certificate_file"
+            )
+        if _is_refusal(cause):
             return AuthenticationFailed(
                 f"Kafka at {self.servers} refuses to {what}: {cause.str()}; check kafka.security_protocol, the "
                 "kafka.sasl_* settings and what this user may do"
             )
         if error.code() in _MISSING_TOPIC_ERRORS:
             return TopicMissing(f"cannot {what}: {error.str()}; `driftline topics create` makes the topics")
-        return LogUnavailable(f"Kafka at {self.servers} did not {what}: {error.str()}; is it running and reachable?")
+        reason = error.str() if background is None else f"{error.str()} ({background.str()})"
+        return LogUnavailable(
+            f"Kafka at {self.servers} did not {what}: {reason}; is it running and reachable, and is "
+            f"kafka.security_protocol ({self._settings.security_protocol}) what it speaks there?"
+        )
 
 
 class Producer:
@@ -150,9 +198,9 @@ class Producer:
     def __init__(self, settings: KafkaSettings, delivery_timeout_s: float = 60.0) -> None:
         self._connection = _Connection(settings)
         self._failure: KafkaError | None = None
-        self._producer = KafkaProducer(
+        self._producer = self._connection.client(
+            KafkaProducer,
             {
-                **self._connection.config,
                 "enable.idempotence": True,  # also sets acks=all and keeps the order
                 "compression.type": "lz4",
                 "linger.ms": 0,
@@ -160,7 +208,6 @@ class Producer:
                 "message.timeout.ms": round(delivery_timeout_s * 1000),
                 "queue.buffering.max.kbytes": 128 * 1024,
             },
-            logger=_logger,
         )
 
     def send(
@@ -224,10 +271,12 @@ class RawReader:
         self._topics = topics
         self._refusal: DriftlineError | None = None
         self._checked_at = monotonic()
+        self._admin = LogAdmin(settings)
         self._before_revoke: Callable[[], None] = lambda: None
-        self._consumer = KafkaConsumer(
+        self._after_loss: Callable[[], None] = lambda: None
+        self._consumer = self._connection.client(
+            KafkaConsumer,
             {
-                **self._connection.config,
                 "group.id": group,
                 "session.timeout.ms": settings.session_timeout_ms,
                 "heartbeat.interval.ms": max(500, settings.session_timeout_ms // 5),
@@ -239,12 +288,17 @@ class RawReader:
                 "queued.min.messages": 20_000,
                 "queued.max.messages.kbytes": 64 * 1024,
             },
-            logger=_logger,
         )
 
-    def subscribe(self, before_revoke: Callable[[], None]) -> None:
-        """Join the group. ``before_revoke`` runs inside `read`, before partitions go to another member."""
+    def subscribe(self, before_revoke: Callable[[], None], after_loss: Callable[[], None]) -> None:
+        """Join the group.
+
+        Args:
+            before_revoke: Runs inside `read`, before partitions go to another member.
+            after_loss: Runs inside `read`, when they went without asking, as after a long silence.
+        """
         self._before_revoke = before_revoke
+        self._after_loss = after_loss
         self._consumer.subscribe(list(self._topics), on_assign=self._assign, on_revoke=self._revoke, on_lost=self._lose)
 
     def read(self, count: int, wait_s: float, linger_s: float) -> list[Message]:
@@ -254,14 +308,21 @@ class RawReader:
             StateRefused: A topic was deleted and made anew, or the log no longer has the next message.
             TopicMissing, AuthenticationFailed, LogUnavailable: Kafka says so.
         """
-        self._check_topics()
         messages = self._consume(1, wait_s)
         if messages:
             messages += self._consume(count - 1, linger_s)
+        self._check_topics()
         return messages
 
-    def commit(self, next_offsets: Mapping[Partition, int], *, wait: bool = False) -> None:
-        """Record where the group goes on. What is not recorded is read again, and dropped by its marks."""
+    def commit(self, next_offsets: Mapping[Partition, int], *, wait: bool = False) -> bool:
+        """Record where the group goes on. What is not recorded is read again, and dropped by its marks.
+
+        Args:
+            wait: For Kafka's answer.
+
+        Returns:
+            False if Kafka refused; without ``wait`` only if it could not be asked.
+        """
         offsets = [
             TopicPartition(partition.topic, partition.number, offset, self._topics[partition.topic].topic_id)
             for partition, offset in next_offsets.items()
@@ -273,6 +334,8 @@ class RawReader:
                 self._consumer.commit(offsets=offsets, asynchronous=True)
         except KafkaException as error:
             _logger.warning("offsets not committed, their events may be sent again: %s", error.args[0].str())
+            return False
+        return True
 
     def lag(self) -> int:
         """Messages of the assigned partitions not read yet, as of the newest fetch; 0 while that is unknown."""
@@ -286,6 +349,7 @@ class RawReader:
     def close(self) -> None:
         """Leave the group."""
         self._consumer.close()
+        self._admin.close()
 
     def _consume(self, count: int, wait_s: float) -> list[Message]:
         messages = []
@@ -314,13 +378,13 @@ class RawReader:
     def _check_topics(self) -> None:
         if monotonic() - self._checked_at < _TOPIC_CHECK_S:
             return
-        self._checked_at = monotonic()
         try:
-            with LogAdmin(self._settings) as admin:
-                found = admin.topics(self._topics)
+            found = self._admin.topics(self._topics)
         except LogUnavailable as error:
             _logger.warning("topic ids not checked this time: %s", error)
             return
+        finally:
+            self._checked_at = monotonic()
         for name, topic in found.items():
             if topic.topic_id != self._topics[name].topic_id:
                 raise recreated(name, self._topics[name].topic_id, topic.topic_id)
@@ -365,6 +429,7 @@ class RawReader:
         _logger.info("revoked %s", ", ".join(f"{p.topic}/{p.partition}" for p in partitions))
 
     def _lose(self, _: KafkaConsumer, partitions: list[TopicPartition]) -> None:
+        self._after_loss()
         _logger.warning("lost %s", ", ".join(f"{p.topic}/{p.partition}" for p in partitions))
 
 
@@ -373,8 +438,8 @@ class TailReader:
 
     def __init__(self, settings: KafkaSettings, topics: Iterable[Topic], *, from_beginning: bool = False) -> None:
         self._connection = _Connection(settings)
-        self._consumer = KafkaConsumer(
-            {**self._connection.config, "group.id": "driftline-tail", "enable.auto.commit": False}, logger=_logger
+        self._consumer = self._connection.client(
+            KafkaConsumer, {"group.id": "driftline-tail", "enable.auto.commit": False}
         )
         start = OFFSET_BEGINNING if from_beginning else OFFSET_END
         self._consumer.assign([TopicPartition(t.name, n, start) for t in topics for n in range(t.partitions)])
@@ -399,10 +464,8 @@ class LogAdmin:
     def __init__(self, settings: KafkaSettings, group: str = "driftline-admin") -> None:
         self._connection = _Connection(settings)
         self._group = group
-        self._admin = AdminClient(self._connection.config, logger=_logger)
-        self._consumer = KafkaConsumer(
-            {**self._connection.config, "group.id": group, "enable.auto.commit": False}, logger=_logger
-        )
+        self._admin = self._connection.client(AdminClient)
+        self._consumer = self._connection.client(KafkaConsumer, {"group.id": group, "enable.auto.commit": False})
 
     def __enter__(self) -> Self:
         return self
@@ -424,14 +487,14 @@ class LogAdmin:
         missing = sorted(set(names) - set(found))
         if missing:
             raise TopicMissing(
-                f"Kafka at {self._connection.servers} has no topic {', '.join(missing)}; "
+                f"Kafka at {self._connection.servers} has no topic {', '.join(missing)}{self._connection.visible}; "
                 "`driftline topics create` makes the topics"
             )
         return found
 
     def existing_topics(self, names: Iterable[str]) -> dict[str, Topic]:
         """Those of the topics that exist."""
-        metadata = self._connection.ask("list its topics", lambda: self._consumer.list_topics(timeout=ANSWER_S))
+        metadata = self._connection.ask("list its topics", self._metadata)
         counts = {
             name: len(metadata.topics[name].partitions)
             for name in names
@@ -446,6 +509,19 @@ class LogAdmin:
             for name, future in described.items()
         }
         return {name: Topic(name, str(ids[name].topic_id), count) for name, count in counts.items()}
+
+    def _metadata(self) -> Any:  # 2.16 declares that a cluster has no id
+        """The cluster's brokers and topics, asked for in slices: librdkafka would try a wrong password to the end."""
+        deadline = monotonic() + ANSWER_S
+        wait_s = _FIRST_WAIT_S
+        while True:
+            try:
+                return self._consumer.list_topics(timeout=min(wait_s, max(0.1, deadline - monotonic())))
+            except KafkaException:
+                self._consumer.poll(_FIRST_WAIT_S)  # lets `_remember` hear what the brokers said
+                if self._connection.is_refused or monotonic() >= deadline:
+                    raise
+                wait_s *= 2
 
     def create_topic(self, name: str, partitions: int, replication_factor: int, config: Mapping[str, str]) -> None:
         """Make a topic.
@@ -466,6 +542,22 @@ class LogAdmin:
                 raise self._connection.translated(kafka_error, f"create topic {name}") from error
             raise UsageError(f"Kafka refuses to create topic {name}: {kafka_error.str()}") from error
 
+    def topic_configs(self, names: Iterable[str]) -> dict[str, dict[str, str]]:
+        """The configuration of topics that exist, the broker's defaults included; librdkafka's mock has no answer."""
+        wanted = [ConfigResource(ConfigResource.Type.TOPIC, name) for name in names]
+        futures = self._admin.describe_configs(wanted, request_timeout=ANSWER_S) if wanted else {}
+        return {
+            resource.name: {
+                name: entry.value
+                for name, entry in self._connection.ask(
+                    f"describe topic {resource.name}",
+                    lambda f=future: f.result(),  # type: ignore[misc]
+                ).items()
+                if entry.value is not None
+            }
+            for resource, future in futures.items()
+        }
+
     def extents(self, partitions: Iterable[Partition]) -> dict[Partition, Extent]:
         """Where each partition's log starts and ends."""
         return {
@@ -482,6 +574,11 @@ class LogAdmin:
 
     def committed(self, partitions: Iterable[Partition]) -> dict[Partition, int | None]:
         """The next offset that the group has recorded for each partition; None where it has none."""
+        found = self.committed_positions(partitions)
+        return {partition: None if position is None else position.offset for partition, position in found.items()}
+
+    def committed_positions(self, partitions: Iterable[Partition]) -> dict[Partition, Committed | None]:
+        """As `committed`, with the topic's id beside each offset."""
         wanted = [TopicPartition(partition.topic, partition.number) for partition in partitions]
         found = self._connection.ask(
             "give the group's offsets", lambda: self._consumer.committed(wanted, timeout=ANSWER_S)
@@ -489,7 +586,7 @@ class LogAdmin:
         return {
             Partition(position.topic, position.partition): None
             if position.offset == OFFSET_INVALID
-            else position.offset
+            else Committed(position.offset, position.metadata or "")
             for position in found
         }
 
@@ -528,6 +625,37 @@ class LogAdmin:
         ]
 
 
+class EmbeddedCluster:
+    """librdkafka's mock cluster: a Kafka in this process's memory, on a random loopback port, for the demo.
+
+    It speaks the real protocol, so every client here works against it unchanged. It keeps the newest 5 MB a partition,
+    gives every topic 4 partitions, and has no admin API, no topic ids and no disk. Closing it, or the end of the process,
+    ends it.
+
+    Args:
+        topics: Topics to make.
+
+    Raises:
+        LogUnavailable: librdkafka could not start it.
+    """
+
+    def __init__(self, topics: Iterable[str]) -> None:
+        self._holder: KafkaProducer | None = KafkaProducer(
+            {"client.id": "driftline", "test.mock.num.brokers": 1, "log_level": 2}, logger=_logger
+        )
+        try:
+            # Asking for a topic makes it. The clients that follow do not ask with that right.
+            answers = [self._holder.list_topics(topic, timeout=ANSWER_S) for topic in topics]
+        except KafkaException as error:
+            raise LogUnavailable(f"librdkafka's mock cluster does not answer: {error.args[0].str()}") from error
+        broker = next(iter(answers[0].brokers.values()))
+        self.bootstrap_servers = f"{broker.host}:{broker.port}"
+
+    def close(self) -> None:
+        """End the cluster: librdkafka takes it down with the client that holds it."""
+        self._holder = None
+
+
 def recreated(topic: str, old_id: str, new_id: str) -> StateRefused:
     """The refusal to go on with a topic that was deleted and made anew."""
     return StateRefused(
@@ -542,6 +670,20 @@ def sources_of(topics: Mapping[str, Topic]) -> Iterator[tuple[Partition, Source]
     for topic in topics.values():
         for number in range(topic.partitions):
             yield Partition(topic.name, number), Source(topic.name, topic.topic_id, number)
+
+
+def _is_refusal(error: KafkaError | None) -> bool:
+    """Whether one side refuses the other, rather than being away; a handshake that broke off may yet succeed."""
+    if error is None:
+        return False
+    return error.code() in _CREDENTIAL_ERRORS or _is_bad_certificate(error)
+
+
+def _is_bad_certificate(error: KafkaError) -> bool:
+    # Only the text tells. What brokers say of our certificate comes after the handshake, as a failure of the transport.
+    return error.code() in (KafkaError._SSL, KafkaError._TRANSPORT) and (  # noqa: SLF001
+        "certificate verify failed" in error.str() or "SSL alert number" in error.str()
+    )
 
 
 def _message(raw: KafkaMessage) -> Message:

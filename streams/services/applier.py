@@ -211,6 +211,16 @@ class Applier:
                     rest = [*part.frames, *rest]
         return done, rest
 
+    def check_tail(self) -> None:
+        """See whether the store still has what this worker applied: without new frames nothing else would look.
+
+        Raises:
+            StoreLostTail: It has not.
+            StoreUnavailable: It does not answer.
+        """
+        for partition, watermark in self._store.read_watermarks(list(self._positions)).items():
+            self._check_kept(partition, None if watermark is None else watermark.offset)
+
     def next_offsets(self) -> dict[int, int]:
         """The next offset to apply of each assigned partition, for the lag."""
         return {partition: position.next_offset for partition, position in list(self._positions.items())}
@@ -443,12 +453,7 @@ class Applier:
             known = self._positions[partition].applied
             if found == known:
                 continue
-            if known is not None and (found is None or found < known):
-                raise StoreLostTail(
-                    f"the store's watermark of {self._topic.name} partition {partition} is "
-                    f"{'gone' if found is None else found}, this worker had applied {known}: the store lost its "
-                    "newest writes. A restart reads the log again from its watermark"
-                )
+            self._check_kept(partition, found)
             moved.append(partition)
         if moved:
             self._metrics.stale_swaps.inc(len(moved))
@@ -460,6 +465,15 @@ class Applier:
                         watermark.offset, watermark.offset + 1, dict(watermark.marks)
                     )
         return moved
+
+    def _check_kept(self, partition: int, found: int | None) -> None:
+        known = self._positions[partition].applied
+        if known is not None and (found is None or found < known):
+            raise StoreLostTail(
+                f"the store's watermark of {self._topic.name} partition {partition} is "
+                f"{'gone' if found is None else found}, this worker had applied {known}: the store lost its "
+                "newest writes. A restart reads the log again from its watermark"
+            )
 
     def _check_partition_count(self) -> None:
         found = self._retrying("store_read", lambda: self._store.set_partitions(self._topic.partitions))

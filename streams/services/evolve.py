@@ -7,23 +7,27 @@ in `streams.services.applier`; this file keeps Faust from getting in its way (al
   error anywhere ends the process at once, before any commit.
 - After a rebalance it seeks to the committed offsets, once every handler of ``on_rebalance_complete`` has returned:
   so that handler commits watermark + 1. (``on_partitions_assigned`` is too late: the seek may come first.)
+  A committed offset of 0 is not sought, so the handler does that itself.
 - Applying runs in one thread of its own, so that heartbeats go on while Redis or the model is slow.
 """
 
 import asyncio
+import logging
 import os
 import signal
 import tempfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import Any, Final, NoReturn
 
 import faust
 import structlog
+from faust.transport.drivers.aiokafka import KafkaError  # type: ignore[attr-defined]  # aiokafka's; Faust passes it on
 from faust.types import TP
 from yarl import URL
 
-from streams.errors import DriftlineError
+from streams.errors import DriftlineError, LogUnavailable, StoreUnavailable
 from streams.log.kafka import LogAdmin, Partition
 from streams.observe.health import Health
 from streams.observe.metrics import EvolveMetrics
@@ -34,6 +38,7 @@ from streams.settings import KafkaSettings, Settings
 _logger = structlog.get_logger("driftline.evolve")
 
 _LAG_EVERY_S: Final = 1.0
+_TAIL_CHECK_EVERY_S: Final = 5.0
 # Leaving the group takes a second or two; a shutdown that hangs must not outlive a supervisor's patience (10 s).
 _STOP_S: Final = 8.0
 _MOCK_FETCH_WAIT_MS: Final = 10
@@ -47,7 +52,8 @@ class Evolve:
         rebuild: An empty store under committed offsets is meant: apply the whole log again.
 
     Raises:
-        LogError, AuthenticationFailed, TopicMissing: Kafka can't be reached, or lacks a topic.
+        LogError, TopicMissing: Kafka can't be reached, or lacks a topic.
+        AuthenticationFailed: Kafka or Redis refuses the credentials.
     """
 
     def __init__(
@@ -60,6 +66,9 @@ class Evolve:
         self._admin = LogAdmin(settings.kafka, settings.evolve.group)
         names = [settings.topics.interactions, settings.topics.recommendations, settings.topics.dead_letters]
         self._topic = self._admin.topics(names)[settings.topics.interactions]
+        # A worker whom Redis refuses ends before it takes partitions from others. One that is away may come back.
+        with suppress(StoreUnavailable):
+            parts.store.partitions()
         self._applier = Applier(settings, self._topic, parts.store, parts.engine, parts.outbox, metrics, health)
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="apply")
         self._queue: asyncio.Queue[Received] = asyncio.Queue(settings.evolve.queue_frames)
@@ -74,11 +83,18 @@ class Evolve:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stopping.set)
-        await self._app.start()
+        try:
+            await self._app.start()
+        except KafkaError as refusal:
+            servers = self._settings.kafka.bootstrap_servers
+            self._die(
+                LogUnavailable(f"Kafka at {servers} does not let Faust in: {refusal}; aiokafka's error above says why")
+            )
         applying = asyncio.create_task(self._apply_for_ever(), name="apply")
         tasks: list[asyncio.Task[Any]] = [
             applying,
             asyncio.create_task(self._watch_lag(), name="lag"),
+            asyncio.create_task(self._watch_tail(), name="tail"),
             asyncio.create_task(self._app.wait_until_stopped(), name="faust"),
             asyncio.create_task(self._stopping.wait(), name="stop"),
         ]
@@ -118,9 +134,10 @@ class Evolve:
             loop = asyncio.get_running_loop()
             self._next_offsets = await loop.run_in_executor(self._thread, self._assign, mine)
             # Not `commit`: that one commits what was acknowledged, this one what it is told (also backwards).
-            await app.consumer._commit(  # noqa: SLF001
-                {TP(self._topic.name, partition): offset for partition, offset in self._next_offsets.items()}
-            )
+            starts = {TP(self._topic.name, partition): offset for partition, offset in self._next_offsets.items()}
+            await app.consumer._commit(starts)  # noqa: SLF001
+            # aiokafka 0.14 leaves a partition where it is when its committed offset is 0, as after --rebuild.
+            await app.consumer.seek_wait({tp: offset for tp, offset in starts.items() if offset == 0})
             if not self._topic.topic_id:
                 # librdkafka's mock cluster, which alone has no topic ids, lets a fetch that finds nothing wait to its
                 # end; Faust fixes that at 1.5 s (aiokafka driver, 0.15.3), and every event would be as late.
@@ -176,6 +193,14 @@ class Evolve:
             self._metrics.lag_frames.set(lag)
             self._health.lag(lag)
 
+    async def _watch_tail(self) -> None:
+        """Notice a store that went back to an older state while no frames come; its readers would see old rows."""
+        loop = asyncio.get_running_loop()
+        while True:
+            await asyncio.sleep(_TAIL_CHECK_EVERY_S)
+            with suppress(StoreUnavailable):
+                await loop.run_in_executor(self._thread, self._applier.check_tail)
+
     def _die(self, error: BaseException) -> NoReturn:
         """End the process here and now: an orderly shutdown would commit."""
         if isinstance(error, DriftlineError):
@@ -187,6 +212,8 @@ class Evolve:
 
 def _faust_app(settings: Settings) -> faust.App:
     kafka = settings.kafka
+    # At debug it logs every request in full, the password of SASL/PLAIN and users' events among them (aiokafka 0.14).
+    logging.getLogger("aiokafka.conn").addFilter(_is_no_request)
     return faust.App(
         settings.evolve.group,
         broker=[URL(f"kafka://{server}") for server in kafka.servers],
@@ -204,6 +231,10 @@ def _faust_app(settings: Settings) -> faust.App:
         datadir=tempfile.gettempdir(),
         web_enabled=False,
     )
+
+
+def _is_no_request(record: logging.LogRecord) -> bool:
+    return record.levelno > logging.DEBUG
 
 
 def _credentials(kafka: KafkaSettings) -> Any:

@@ -70,7 +70,7 @@ class Ingest:
 
     def run(self) -> None:
         """Read, pack, send and commit until `stop`."""
-        self._reader.subscribe(before_revoke=lambda: self._commit(wait=True))
+        self._reader.subscribe(before_revoke=self._hand_over, after_loss=self._uncommitted.clear)
         self._health.started()
         _logger.info("reading", topics=sorted(self._settings.topics.sources), partitions=self._partitions)
         try:
@@ -93,7 +93,9 @@ class Ingest:
                 self._uncommitted[Partition(message.topic, message.partition)] = message.offset + 1
             self._metrics.batch_seconds.observe(perf_counter() - started)
             self._health.progress()
-        if not messages or monotonic() - self._committed_at >= _COMMIT_EVERY_S:
+        if not messages:
+            self._commit(wait=True)  # nothing else will, and an answer that nobody looks at may be a refusal
+        elif monotonic() - self._committed_at >= _COMMIT_EVERY_S:
             self._commit(wait=False)
         if monotonic() - self._lag_at >= _LAG_EVERY_S:
             self._lag_at = monotonic()
@@ -183,11 +185,16 @@ class Ingest:
             self._frames.flush()
         self._metrics.produce_seconds.observe(perf_counter() - started)
 
+    def _hand_over(self) -> None:
+        self._commit(wait=True)
+        # Committed or not, these partitions are another's now, and a late commit would set it back.
+        self._uncommitted.clear()
+
     def _commit(self, *, wait: bool) -> None:
-        if self._uncommitted:
-            self._reader.commit(self._uncommitted, wait=wait)
-            self._uncommitted = {}
         self._committed_at = monotonic()
+        # Offsets only become certain with an answer; those that were merely sent are sent again when it is quiet.
+        if self._uncommitted and self._reader.commit(self._uncommitted, wait=wait) and wait:
+            self._uncommitted.clear()
 
 
 def _letter(message: Message, error: InvalidEvent, stage: str) -> DeadLetter:

@@ -7,8 +7,11 @@ Keys of generation ``g1``, where ``{3}`` is the partition and, on a cluster, the
     driftline:g1:partitions         how many partitions users are spread over
 """
 
+import ssl
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from importlib import resources
+from itertools import islice
 from typing import Any, Final, TypeVar
 
 import redis
@@ -28,14 +31,37 @@ _SCAN_COUNT: Final = 500
 _Result = TypeVar("_Result")
 
 
+@dataclass(frozen=True, slots=True)
+class ServerFacts:
+    """What a Redis server says of itself, as far as it matters to us.
+
+    Attributes:
+        max_memory: Bytes; 0: no limit.
+        eviction: `maxmemory-policy`.
+        snapshots: Whether it saves by itself now and then; None: it does not tell (CONFIG is forbidden).
+    """
+
+    version: str
+    role: str
+    is_cluster: bool
+    max_memory: int
+    eviction: str
+    append_only: bool
+    snapshots: bool | None
+
+
 class RedisStore:
     """`StateStore` on one Redis server.
 
     Args:
         settings: Where Redis is, and the generation's namespace.
+
+    Raises:
+        SettingsError: A secret's file or the certificates cannot be read.
     """
 
     def __init__(self, settings: RedisSettings) -> None:
+        settings.check_files()
         self._where = settings.masked_url
         self._prefix = f"{settings.key_prefix}:{settings.generation}:"
         self._ttl_ms = settings.ttl_ms
@@ -55,6 +81,26 @@ class RedisStore:
     def ping(self) -> str:
         """The server's version, for `driftline doctor`."""
         return str(self._ask(lambda: self._client.info("server"))["redis_version"])
+
+    def facts(self) -> ServerFacts:
+        """What the server says of itself, for `driftline doctor`."""
+        info: Mapping[str, Any] = self._ask(lambda: self._client.info("all"))
+        return ServerFacts(
+            str(info["redis_version"]),
+            str(info["role"]),
+            bool(info.get("cluster_enabled")),
+            int(info["maxmemory"]),
+            str(info["maxmemory_policy"]),
+            bool(info["aof_enabled"]),
+            self._saves_snapshots(),
+        )
+
+    def _saves_snapshots(self) -> bool | None:
+        try:
+            found: Mapping[Any, Any] = self._client.config_get("save")
+        except redis.RedisError:
+            return None  # services for hire forbid CONFIG
+        return any(found.values())
 
     def partitions(self) -> int | None:
         """See `StateStore`."""
@@ -155,7 +201,7 @@ class RedisStore:
             return
         # A literal { } needs no escape in Redis patterns; what settings allow in a prefix has no special character.
         keys = iter(self._client.scan_iter(match=f"{self._prefix}{{*}}:user:*", count=_SCAN_COUNT))
-        while some := self._ask(lambda: [key for key, _ in zip(keys, range(_SCAN_COUNT), strict=False)]):
+        while some := self._ask(lambda: list(islice(keys, _SCAN_COUNT))):
             yield from self._records(some)
 
     def _records(self, keys: Sequence[bytes]) -> list[UserRecord]:
@@ -196,7 +242,8 @@ class RedisStore:
             return question()
         except (redis.AuthenticationError, redis.exceptions.NoPermissionError) as error:
             raise AuthenticationFailed(
-                f"Redis at {self._where} refuses these credentials: {error}; check redis.username and redis.password"
+                f"Redis at {self._where} refuses these credentials: {error}; check redis.username, redis.password and "
+                "what this user may do"
             ) from error
         except redis.exceptions.ResponseError as error:
             if "WRONGTYPE" in str(error):
@@ -204,9 +251,20 @@ class RedisStore:
                     f"a key under {self._prefix!r} in Redis at {self._where} is not ours: {error}; "
                     "set redis.key_prefix to a name that nothing else uses"
                 ) from error
+            # What Redis 6 and Redis 7 say where a script may be run and a command in it may not.
+            if "user executing the script" in str(error) or "ACL failure in script" in str(error):
+                raise AuthenticationFailed(
+                    f"Redis at {self._where} lets this user run our scripts, but not all commands in them: {error}; "
+                    "check the rights of redis.username"
+                ) from error
             # OOM, READONLY after a failover, MISCONF when a snapshot failed: all pass.
             raise StoreUnavailable(f"Redis at {self._where} refused a command: {error}") from error
         except redis.RedisError as error:
+            if isinstance(error.__context__, ssl.SSLCertVerificationError):
+                raise AuthenticationFailed(
+                    f"Redis at {self._where} cannot be trusted: {error.__context__.verify_message}; "
+                    "check redis.ssl_ca_file (who signed its certificate) and the host in redis.url"
+                ) from error
             raise StoreUnavailable(f"Redis at {self._where} cannot be used: {error}; is it running?") from error
 
 

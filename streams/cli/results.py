@@ -1,0 +1,105 @@
+"""Printing: results on stdout, for people or for scripts; what is going on, on stderr."""
+
+import time
+from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime
+
+import msgspec
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
+from rich.table import Table
+from rich.text import Text
+
+# Where no terminal gives a width, as in a pipe, rich would wrap tables at 80.
+_PIPED_WIDTH = 200
+
+
+def print_json(value: object) -> None:
+    """One JSON document on stdout; structs by their fields."""
+    typer.echo(msgspec.json.format(msgspec.json.encode(value), indent=2))
+
+
+def result_console() -> Console:
+    """For results; without markup in what is printed, for most of it comes from apps."""
+    console = Console(markup=False, highlight=False, soft_wrap=True)
+    return console if console.is_terminal else Console(markup=False, highlight=False, width=_PIPED_WIDTH)
+
+
+def note_console() -> Console:
+    """For notes and progress."""
+    return Console(stderr=True, markup=False, highlight=False, soft_wrap=True)
+
+
+def table(
+    title: str | None, columns: Sequence[str], rows: Iterable[Sequence[object]], *, numbers: Sequence[str] = ()
+) -> Table:
+    """A table of cells as people read them.
+
+    Args:
+        numbers: The columns that are aligned to the right.
+    """
+    found = Table(title=None if title is None else visible(title), title_justify="left", title_style="bold", box=None)
+    for column in columns:
+        found.add_column(visible(column), justify="right" if column in numbers else "left", overflow="fold")
+    for row in rows:
+        found.add_row(*map(_cell, row))
+    return found
+
+
+def visible(text: str) -> Text:
+    """The text with everything that a terminal would act on made visible: ids and titles are an app's, not ours."""
+    return Text("".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text))
+
+
+def time_of(milliseconds: int) -> str:
+    """A time in UTC, as people read it; the number itself where no calendar reaches."""
+    try:
+        return datetime.fromtimestamp(milliseconds / 1000, UTC).isoformat(sep=" ", timespec="milliseconds")[:23] + "Z"
+    except (OverflowError, ValueError, OSError):
+        return str(milliseconds)
+
+
+class Counting:
+    """A progress bar on stderr with a count and a rate; nothing is shown where stderr is no terminal.
+
+    Args:
+        unit: What is counted, such as "events".
+        total: Of whatever `show` is given as ``done``; None: unknown.
+    """
+
+    def __init__(self, unit: str, total: int | None = None) -> None:
+        console = note_console()
+        self._unit = unit
+        self._started = time.monotonic()
+        self._progress = Progress(
+            SpinnerColumn(),
+            BarColumn(),
+            TextColumn("{task.description}"),
+            console=console,
+            disable=not console.is_terminal,
+            transient=True,
+        )
+        self._task = self._progress.add_task(f"0 {unit}", total=total)
+
+    def __enter__(self) -> "Counting":
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+
+    def show(self, count: int, done: int | None = None) -> None:
+        """The count so far, and how much of the total that is."""
+        rate = count / max(time.monotonic() - self._started, 1e-3)
+        self._progress.update(self._task, completed=done, description=f"{count:,} {self._unit}, {rate:,.0f}/s")
+
+
+def _cell(value: object) -> Text:
+    if value is None:
+        return Text("–")
+    if isinstance(value, Text):
+        return value
+    if isinstance(value, int) and not isinstance(value, bool):
+        return Text(f"{value:,}")
+    return visible(str(value))
