@@ -329,13 +329,16 @@ class RawReader:
         ]
         try:
             if wait:
-                self._consumer.commit(offsets=offsets, asynchronous=False)
+                answers = self._consumer.commit(offsets=offsets, asynchronous=False)
+                refused = [answer.error for answer in answers if answer.error is not None]
             else:
                 self._consumer.commit(offsets=offsets, asynchronous=True)
+                refused = []
         except KafkaException as error:
-            _logger.warning("offsets not committed, their events may be sent again: %s", error.args[0].str())
-            return False
-        return True
+            refused = [error.args[0]]
+        if refused:
+            _logger.warning("offsets not committed, their events may be sent again: %s", refused[0].str())
+        return not refused
 
     def lag(self) -> int:
         """Messages of the assigned partitions not read yet, as of the newest fetch; 0 while that is unknown."""
