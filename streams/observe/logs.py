@@ -1,10 +1,12 @@
 """One log for the whole process: structlog's lines and those of every library, in one format, on stderr."""
 
 import logging
+import math
 import os
 import re
 import sys
-from collections.abc import Mapping, MutableMapping
+import time
+from collections.abc import Callable, Mapping, MutableMapping
 from typing import Any, Final, Literal, TextIO
 
 import structlog
@@ -21,6 +23,8 @@ _TEXT_SECRET: Final = re.compile(
 )
 # At "info" these report every start and stop of their dozens of inner services; at "debug" they may.
 _TALKATIVE: Final = ("aiokafka", "asyncio", "faust", "kafka", "mode")
+# While no broker answers, aiokafka 0.14 writes some hundred lines a second, the same few over and over.
+_REPEAT_AFTER_S: Final = 10.0
 
 
 def configure_logging(
@@ -78,6 +82,7 @@ def configure_logging(
             processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *finish],
         )
     )
+    handler.addFilter(OncePerPeriod(("aiokafka",), _REPEAT_AFTER_S))
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(number)
@@ -91,6 +96,39 @@ def configure_logging(
         # Cached loggers would keep the first configuration; nothing logs often enough to notice.
         cache_logger_on_first_use=False,
     )
+
+
+class OncePerPeriod(logging.Filter):
+    """Lets each message of some libraries through once a period, and then says how many were left out.
+
+    Args:
+        loggers: Loggers by name; their children are meant too.
+        period_s: Seconds.
+        clock: Seconds that only go forwards.
+    """
+
+    def __init__(self, loggers: tuple[str, ...], period_s: float, clock: Callable[[], float] = time.monotonic) -> None:
+        super().__init__()
+        self._loggers = loggers
+        self._period_s = period_s
+        self._clock = clock
+        # By logger and template, so that it is bounded by the library's code: when it was let through, and how many
+        # were left out since.
+        self._seen: dict[tuple[str, str], tuple[float, int]] = {}
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Decide on one record; called under the handler's lock."""
+        if not any(record.name == name or record.name.startswith(f"{name}.") for name in self._loggers):
+            return True
+        key, now = (record.name, str(record.msg)), self._clock()
+        since, left_out = self._seen.get(key, (-math.inf, 0))
+        if now - since < self._period_s:
+            self._seen[key] = (since, left_out + 1)
+            return False
+        self._seen[key] = (now, 0)
+        if left_out:
+            record.msg, record.args = f"{record.getMessage()} (and {left_out} times more before this)", None
+        return True
 
 
 def mask_secrets(_: Any, __: str, event: EventDict) -> MutableMapping[str, Any]:

@@ -11,7 +11,7 @@ import pytest
 import structlog
 from pydantic import SecretStr
 
-from streams.observe.logs import configure_logging
+from streams.observe.logs import OncePerPeriod, configure_logging
 
 SECRET = "hunter2"
 
@@ -201,3 +201,21 @@ def test_warnings_are_logged() -> None:
     (line,) = lines(stream)
     assert "DeprecationWarning: this is old" in line["message"]
     assert line["logger"] == "py.warnings"
+
+
+def test_a_message_that_a_library_repeats_is_let_through_once_a_period_and_counted() -> None:
+    now = 100.0
+    once = OncePerPeriod(("aiokafka",), 10.0, clock=lambda: now)
+
+    def record(name: str, message: str, *arguments: object) -> logging.LogRecord:
+        return logging.LogRecord(name, logging.ERROR, "x.py", 1, message, arguments, None)
+
+    assert once.filter(record("aiokafka.conn", "no node %s", 1))
+    assert not once.filter(record("aiokafka.conn", "no node %s", 2))
+    assert once.filter(record("aiokafka.conn", "another"))
+    assert once.filter(record("driftline.kafka", "no node %s", 1))
+    assert once.filter(record("driftline.kafka", "no node %s", 1))
+    now = 110.0
+    last = record("aiokafka.conn", "no node %s", 3)
+    assert once.filter(last)
+    assert last.getMessage() == "no node 3 (and 1 times more before this)"
