@@ -1,0 +1,173 @@
+"""A worker that dies, or freezes, at one step of the protocol: the real service, put together with wrappers.
+
+    python crash_worker.py STEP CALL
+
+does what `driftline evolve` (or `ingest`) does with the same environment, until STEP has been reached for the CALL-th
+time; then it kills itself as a crash would (SIGKILL), or stops itself as a frozen machine would (SIGSTOP).
+"""
+
+import asyncio
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from prometheus_client import CollectorRegistry
+
+from streams.contracts.dead_letter import Headers
+from streams.interest.engine import StageSeconds, UserEvents, UserUpdate
+from streams.log.kafka import Producer
+from streams.observe.health import Health
+from streams.observe.http import serve_http
+from streams.observe.logs import configure_logging
+from streams.observe.metrics import EvolveMetrics, IngestMetrics
+from streams.services.applier import EngineLike, Outbox, Received
+from streams.services.evolve import Evolve
+from streams.services.ingest import Ingest
+from streams.services.parts import Parts, open_engine
+from streams.settings import Settings, load_settings
+from streams.store.protocol import Swap, SwapResult
+from streams.store.redis import RedisStore
+
+AFTER_ENCODE = "after-encode"
+AFTER_PRODUCE = "after-produce"
+BETWEEN_SWAPS = "between-swaps"
+AFTER_SWAP = "after-swap"
+AFTER_ACK = "after-ack"
+FREEZE_BEFORE_SWAP = "freeze-before-swap"
+BEFORE_RAW_COMMIT = "before-raw-commit"
+
+
+@dataclass
+class Fuse:
+    """Ends or freezes this process at the ``call``-th time that ``step`` is reached."""
+
+    step: str
+    call: int
+
+    def reached(self, step: str) -> bool:
+        """Count a call of this step; True for the one that it must end at."""
+        if step != self.step:
+            return False
+        self.call -= 1
+        return self.call == 0
+
+    def burn(self) -> None:
+        """Do it."""
+        frozen = self.step == FREEZE_BEFORE_SWAP
+        os.kill(os.getpid(), signal.SIGSTOP if frozen else signal.SIGKILL)
+
+    def at(self, step: str) -> None:
+        """Both of it."""
+        if self.reached(step):
+            self.burn()
+
+
+class FusedEngine:
+    """Dies when everything is encoded, and nothing of it has left the process."""
+
+    def __init__(self, inner: EngineLike, fuse: Fuse) -> None:
+        self._inner = inner
+        self._fuse = fuse
+
+    @property
+    def model_version(self) -> str:
+        return self._inner.model_version
+
+    def verify(self) -> None:
+        self._inner.verify()
+
+    def evolve(self, users: Sequence[UserEvents], now_ms: int, seconds: StageSeconds | None = None) -> list[UserUpdate]:
+        updates = self._inner.evolve(users, now_ms, seconds)
+        self._fuse.at(AFTER_ENCODE)
+        return updates
+
+
+class FusedOutbox:
+    """Dies when the recommendations are acknowledged, and the store knows nothing of them."""
+
+    def __init__(self, inner: Outbox, fuse: Fuse) -> None:
+        self._inner = inner
+        self._fuse = fuse
+
+    def send(self, topic: str, value: bytes | None, key: bytes | str | None = None, *, headers: Headers = ()) -> None:
+        self._inner.send(topic, value, key, headers=headers)
+
+    def flush(self) -> None:
+        self._inner.flush()
+        self._fuse.at(AFTER_PRODUCE)
+
+
+class FusedStore(RedisStore):
+    """Dies around a swap: before it, when one partition of several is written, or when all are."""
+
+    fuse: Fuse
+
+    def swap(self, swaps: Sequence[Swap]) -> Sequence[SwapResult]:
+        self.fuse.at(FREEZE_BEFORE_SWAP)
+        if len(swaps) > 1 and self.fuse.reached(BETWEEN_SWAPS):
+            super().swap(swaps[:1])
+            self.fuse.burn()
+        results = super().swap(swaps)
+        self.fuse.at(AFTER_SWAP)
+        return results
+
+
+class FusedEvolve(Evolve):
+    """Dies when frames are acknowledged, and Kafka does not know that yet."""
+
+    fuse: Fuse
+
+    def _acknowledge(self, done: Sequence[Received]) -> None:
+        super()._acknowledge(done)
+        if done:
+            self.fuse.at(AFTER_ACK)
+
+
+class FusedIngest(Ingest):
+    """Dies when frames are acknowledged by Kafka, and the raw offsets are not committed."""
+
+    fuse: Fuse
+
+    def _commit(self, *, wait: bool) -> None:
+        if self._uncommitted:
+            self.fuse.at(BEFORE_RAW_COMMIT)
+        super()._commit(wait=wait)
+
+
+def run_evolve(settings: Settings, fuse: Fuse, health: Health, registry: CollectorRegistry) -> None:
+    """As `driftline evolve`."""
+    engine, _ = open_engine(settings)
+    outbox = FusedOutbox(Producer(settings.kafka), fuse)
+    parts = Parts(FusedStore(settings.redis), FusedEngine(engine, fuse), outbox)
+    FusedStore.fuse = FusedEvolve.fuse = fuse
+    asyncio.run(FusedEvolve(settings, parts, EvolveMetrics.on(registry), health).run())
+
+
+def run_ingest(settings: Settings, fuse: Fuse, health: Health, registry: CollectorRegistry) -> None:
+    """As `driftline ingest`."""
+    FusedIngest.fuse = fuse
+    service = FusedIngest(settings, IngestMetrics.on(registry), health)
+    signal.signal(signal.SIGTERM, lambda *_: service.stop())
+    service.run()
+
+
+def main() -> None:
+    """Read the step from the command line and the settings from the environment."""
+    step, call = sys.argv[1:]
+    run, service = (run_ingest, "ingest") if step == BEFORE_RAW_COMMIT else (run_evolve, "evolve")
+    settings = load_settings({})
+    configure_logging(settings.log.format, settings.log.level, service)
+    registry = CollectorRegistry()
+    health = Health(settings.evolve.stall_s)
+    http = serve_http(settings.http.host, settings.http.port, default_port=0, health=health, registry=registry)
+    if http is None:
+        run(settings, Fuse(step, int(call)), health, registry)
+        return
+    with http:
+        run(settings, Fuse(step, int(call)), health, registry)
+
+
+if __name__ == "__main__":
+    main()
