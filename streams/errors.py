@@ -91,7 +91,7 @@ class StoreUnavailable(DriftlineError):
 
 
 class AuthenticationFailed(DriftlineError):
-    """Kafka or Redis refuses the credentials or what they may do; retrying cannot help, so it is raised at once."""
+    """Kafka or Redis refuses the credentials, what they may do, or a certificate; retrying cannot help: raised at once."""
 
     exit_code = 14
 

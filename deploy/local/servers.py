@@ -15,7 +15,7 @@ import socket
 import subprocess
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Self, cast
 
@@ -216,6 +216,7 @@ class KafkaServer(_Server):
         *,
         port: int | None = None,
         properties: Mapping[str, str] | None = None,
+        listeners: Mapping[str, str] | None = None,
         jars: Path = KAFKA_JARS,
     ) -> None:
         """Describe the server; nothing is started or written yet.
@@ -224,16 +225,25 @@ class KafkaServer(_Server):
             directory: Holds its data, configuration and log; created when missing.
             port: Where clients connect; by default the one used before on this directory, else a free one.
             properties: Broker settings that are added to, or replace, those chosen here.
+            listeners: More listeners beside the plain one, each with its security protocol: {"SECURE": "SASL_SSL"}. What
+                one needs goes into `properties`, under `listener.name.secure.`; `address` says where it is.
             jars: The folder of Kafka's jars, which `make test` and `make stack` fill.
         """
         super().__init__(directory, port)
         self._properties = dict(properties or {})
+        self._listeners = dict(listeners or {})
+        self._listener_ports: dict[str, int] = {}
         self._jars = jars
 
     @property
     def bootstrap_servers(self) -> str:
         """What clients call `bootstrap.servers`."""
         return f"{LOOPBACK}:{self.port}"
+
+    def address(self, listener: str) -> str:
+        """What clients of another listener call `bootstrap.servers`; the same after a restart while its port is free."""
+        self._running()
+        return f"{LOOPBACK}:{self._listener_ports[listener]}"
 
     @property
     def _data(self) -> Path:
@@ -271,10 +281,13 @@ class KafkaServer(_Server):
             )
 
     def _launch(self, port: int) -> ServerProcess:
-        controller_port = free_port()
-        while controller_port == port:
-            controller_port = free_port()
-        self._write_configuration(port, controller_port)
+        taken = {port}
+        for listener in self._listeners:
+            earlier = self._listener_ports.get(listener)
+            keep = earlier is not None and earlier not in taken and port_is_free(earlier)
+            self._listener_ports[listener] = cast("int", earlier) if keep else _free_port_beside(taken)
+            taken.add(self._listener_ports[listener])
+        self._write_configuration(port, _free_port_beside(taken))
         return ServerProcess(
             self._name,
             [*self._java("kafka.Kafka"), str(self._configuration)],
@@ -298,14 +311,18 @@ class KafkaServer(_Server):
         ]
 
     def _write_configuration(self, port: int, controller_port: int) -> None:
+        # While the storage is formatted there are no ports yet; a listener must have one all the same.
+        ports = {name: self._listener_ports.get(name, 3 + place) for place, name in enumerate(self._listeners)}
+        clients = ",".join(f"{name}://{LOOPBACK}:{at}" for name, at in {"PLAINTEXT": port, **ports}.items())
+        protocols = {"PLAINTEXT": "PLAINTEXT", "CONTROLLER": "PLAINTEXT", **self._listeners}
         settings = {
             "process.roles": "broker,controller",
             "node.id": str(_NODE_ID),
             "controller.quorum.voters": f"{_NODE_ID}@{LOOPBACK}:{controller_port}",
             "controller.listener.names": "CONTROLLER",
-            "listeners": f"PLAINTEXT://{LOOPBACK}:{port},CONTROLLER://{LOOPBACK}:{controller_port}",
-            "advertised.listeners": f"PLAINTEXT://{LOOPBACK}:{port}",
-            "listener.security.protocol.map": "PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT",
+            "listeners": f"{clients},CONTROLLER://{LOOPBACK}:{controller_port}",
+            "advertised.listeners": clients,
+            "listener.security.protocol.map": ",".join(f"{name}:{protocol}" for name, protocol in protocols.items()),
             "log.dirs": str(self._data),
             "auto.create.topics.enable": "false",
             # One broker: the defaults of three replicas would leave groups and transactions waiting for ever.
@@ -502,6 +519,12 @@ def _redis_binary() -> Path:
             "or install the system's package (`apt-get install redis-server`, `brew install redis`)"
         )
     return Path(on_path)
+
+
+def _free_port_beside(taken: Collection[int]) -> int:
+    while (port := free_port()) in taken:
+        pass
+    return port
 
 
 def _accepts_connections(port: int) -> bool:

@@ -13,7 +13,8 @@ if found ~= ARGV[1] or (at[2] and at[2] ~= ARGV[3]) then
   return {0, found}
 end
 -- A script that fails half-way is not undone: look at every row before the first write, so that a key that is not a hash
--- (somebody else's) fails the whole swap.
+-- (somebody else's) fails the whole swap. The first write must be one that memory running out refuses, as HSET is and
+-- PEXPIRE is not: Redis 6.2 looks at the memory before the first write of a script only.
 for row = 2, #KEYS do
   redis.call('HEXISTS', KEYS[row], 'state')
 end
