@@ -7,12 +7,13 @@ Keys of generation ``g1``, where ``{3}`` is the partition and, on a cluster, the
     driftline:g1:partitions         how many partitions users are spread over
 """
 
+import hashlib
 import ssl
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from itertools import islice
-from typing import Any, Final, TypeVar
+from typing import Any, Final, Self, TypeVar
 
 import redis
 from redis.backoff import NoBackoff
@@ -50,6 +51,20 @@ class ServerFacts:
     snapshots: bool | None
 
 
+@dataclass(frozen=True, slots=True)
+class _Script:
+    """A Lua script, and the digest that Redis knows it by."""
+
+    text: str
+    digest: str
+
+    @classmethod
+    def named(cls, name: str) -> Self:
+        text = resources.files("streams.store").joinpath(name).read_text(encoding="utf-8")
+        # SHA-1 is what EVALSHA takes; nothing is kept secret or proven by it.
+        return cls(text, hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest())
+
+
 class RedisStore:
     """`StateStore` on one Redis server.
 
@@ -71,8 +86,8 @@ class RedisStore:
             # The caller retries, counts and reports; a second, silent retry below would hide that.
             retry=Retry(NoBackoff(), 0),
         )
-        self._read_script = self._client.register_script(_script("read.lua"))
-        self._swap_script = self._client.register_script(_script("swap.lua"))
+        self._read_script = _Script.named("read.lua")
+        self._swap_script = _Script.named("swap.lua")
 
     def close(self) -> None:
         """Close the connections."""
@@ -160,32 +175,17 @@ class RedisStore:
 
     def read_rows(self, users: Mapping[int, Sequence[str]]) -> Mapping[int, Reading]:
         """See `StateStore`."""
-
-        def read() -> list[list[Any]]:
-            with self._client.pipeline(transaction=False) as pipe:
-                for partition, wanted in users.items():
-                    prefix = self._user_prefix(partition)
-                    keys = [self._watermark_key(partition), *[prefix + user for user in wanted]]
-                    self._read_script(keys, client=pipe)
-                return pipe.execute()
-
-        return {partition: _reading(reply) for partition, reply in zip(users, self._ask(read), strict=True)}
+        calls: list[tuple[list[str], list[Any]]] = []
+        for partition, wanted in users.items():
+            prefix = self._user_prefix(partition)
+            calls.append(([self._watermark_key(partition), *[prefix + user for user in wanted]], []))
+        replies = self._run(self._read_script, calls)
+        return {partition: _reading(reply) for partition, reply in zip(users, replies, strict=True)}
 
     def swap(self, swaps: Sequence[Swap]) -> Sequence[SwapResult]:
         """See `StateStore`."""
-
-        def run() -> list[Any]:
-            # The script object loads itself when the server does not know it, as after a restart.
-            with self._client.pipeline(transaction=False) as pipe:
-                for swap in swaps:
-                    keys, arguments = self._swap_call(swap)
-                    self._swap_script(keys, arguments, client=pipe)
-                return pipe.execute()
-
-        results = []
-        for swapped, offset in self._ask(run):
-            results.append(SwapResult(swapped == 1, int(offset) if offset != b"" else None))
-        return results
+        replies = self._run(self._swap_script, [self._swap_call(swap) for swap in swaps])
+        return [SwapResult(swapped == 1, int(offset) if offset != b"" else None) for swapped, offset in replies]
 
     def read_user(self, user_id: str) -> UserRecord | None:
         """See `StateStore`."""
@@ -220,6 +220,27 @@ class RedisStore:
             if record is not None:
                 records.append(record)
         return records
+
+    def _run(self, script: "_Script", calls: Sequence[tuple[list[str], list[Any]]]) -> list[Any]:
+        """Run a script once for each pair of keys and arguments, all in one round trip.
+
+        redis-py's own script objects (8.1) ask SCRIPT EXISTS before every pipeline: a second round trip.
+        """
+
+        def run() -> list[Any]:
+            with self._client.pipeline(transaction=False) as pipe:
+                for keys, arguments in calls:
+                    pipe.evalsha(script.digest, len(keys), *keys, *arguments)
+                return pipe.execute()
+
+        def run_loaded() -> list[Any]:
+            try:
+                return run()
+            except redis.exceptions.NoScriptError:  # a new server, or one that was restarted
+                self._client.script_load(script.text)
+                return run()
+
+        return self._ask(run_loaded)
 
     def _swap_call(self, swap: Swap) -> tuple[list[str], list[Any]]:
         new = swap.watermark
@@ -268,10 +289,6 @@ class RedisStore:
                     "check redis.ssl_ca_file (who signed its certificate) and the host in redis.url"
                 ) from error
             raise StoreUnavailable(f"Redis at {self._where} cannot be used: {error}; is it running?") from error
-
-
-def _script(name: str) -> str:
-    return resources.files("streams.store").joinpath(name).read_text(encoding="utf-8")
 
 
 def _reading(reply: Sequence[bytes | None]) -> Reading:
