@@ -437,7 +437,10 @@ class IngestSettings(_Section):
 
     group: str = Field(default="driftline-ingest", pattern=GROUP_PATTERN, description="The consumer group of ingest.")
     linger_ms: float = Field(
-        default=4.0, ge=0, le=1000, description="Milliseconds to wait for more events before a batch is sent on."
+        default=8.0,
+        ge=1,
+        le=1000,
+        description="Milliseconds that Kafka may hold events back to hand out more at a time; larger frames cost less.",
     )
     batch_events: int = Field(default=5000, ge=1, le=100_000, description="Events in one batch, at most.")
     max_event_bytes: int = Field(
@@ -469,6 +472,12 @@ class EvolveSettings(_Section):
     batch_users: int = Field(default=512, ge=1, le=4096, description="Users in one batch, at most.")
     queue_frames: int = Field(
         default=256, ge=1, le=65_536, description="Frames that wait in memory; when there are as many, reading pauses."
+    )
+    linger_ms: float = Field(
+        default=5.0,
+        ge=1,
+        le=1000,
+        description="Milliseconds that Kafka may hold frames back to hand out more at a time; larger batches cost less.",
     )
     dedupe_memory: int = Field(
         default=64,

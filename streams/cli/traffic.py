@@ -65,7 +65,7 @@ def produce(
             # In a gzip file this is the place in the file as it lies on disk, so that it fits its size.
             counting.show(count, None if size is None else os.lseek(source.fileno(), 0, os.SEEK_CUR))
 
-        producer = Producer(settings.kafka)
+        producer = Producer(settings.kafka, linger_ms=5)
         try:
             produced = produce_lines(producer, topic, read_lines(source, file), key_by(key_field), pace, report)
         except KeyboardInterrupt:

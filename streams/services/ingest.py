@@ -56,7 +56,7 @@ class Ingest:
             others = admin.topics([topics.interactions, topics.dead_letters])
         self._partitions = others[topics.interactions].partitions
         self._sources: Mapping[Partition, Source] = dict(sources_of(sources))
-        self._reader = RawReader(settings.kafka, settings.ingest.group, sources)
+        self._reader = RawReader(settings.kafka, settings.ingest.group, sources, settings.ingest.linger_ms / 1000)
         self._frames = Producer(settings.kafka)
         # A producer of its own: a dead-letter topic that fails must not fail the frames.
         self._letters = Producer(settings.kafka, delivery_timeout_s=10.0)
@@ -82,7 +82,7 @@ class Ingest:
 
     def _turn(self) -> None:
         settings = self._settings.ingest
-        messages = self._reader.read(settings.batch_events, _IDLE_WAIT_S, settings.linger_ms / 1000)
+        messages = self._reader.read(settings.batch_events, _IDLE_WAIT_S)
         if messages:
             started = perf_counter()
             frames, letters = self._pack(messages)
