@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Mapping, MutableMapping
 from typing import Any, Final, Literal, TextIO
 
+import stamina.instrumentation
 import structlog
 from structlog.typing import EventDict, Processor
 
@@ -89,6 +90,8 @@ def configure_logging(
     for name in _TALKATIVE:
         logging.getLogger(name).setLevel(number if level == "debug" else max(number, logging.WARNING))
     logging.captureWarnings(capture=True)
+    # Whoever retries says so itself, with what it means for the service; stamina's own line would be a second one.
+    stamina.instrumentation.set_on_retry_hooks(())
     structlog.configure(
         processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
         logger_factory=structlog.stdlib.LoggerFactory(),

@@ -41,6 +41,7 @@ from rich.console import Console
 
 from export.pooling import write_pooling_bundle
 from streams.errors import DriftlineError
+from streams.observe.logs import configure_logging
 from streams.services.parts import DEMO_BUNDLE
 from tests.benchmarks import catch_up, footprint, live
 from tests.benchmarks.interference import Interference
@@ -87,6 +88,8 @@ def main(
     ),
 ) -> None:
     """Measure Driftline against a stock Faust agent."""
+    # Standard output is for the figures; logs go beside it.
+    configure_logging("console", "error", "benchmark")
     log = Console(stderr=True, highlight=False)
     about = machine()
     parts = set(only or Part)
