@@ -38,11 +38,11 @@ def ingest(config: ConfigFile = None, bootstrap_servers: BootstrapServers = None
     settings = settings_from(config, kafka__bootstrap_servers=bootstrap_servers, http__port=http_port)
     configure_logging(settings.log.format, settings.log.level, "ingest")
     # Imported here so that `driftline --help` needs neither ONNX Runtime nor Faust.
-    from streams.observe.metrics import IngestMetrics  # noqa: PLC0415
+    from streams.observe.metrics import IngestMetrics, new_registry  # noqa: PLC0415
     from streams.services.ingest import Ingest  # noqa: PLC0415
     from streams.services.process import settle_process  # noqa: PLC0415
 
-    registry = CollectorRegistry()
+    registry = new_registry()
     health = Health(settings.evolve.stall_s)
     with _http(settings, INGEST_PORT, health, registry):
         service = Ingest(settings, IngestMetrics.on(registry), health)
@@ -78,12 +78,12 @@ def evolve(
         http__port=http_port,
     )
     configure_logging(settings.log.format, settings.log.level, "evolve")
-    from streams.observe.metrics import EvolveMetrics  # noqa: PLC0415 - as above
+    from streams.observe.metrics import EvolveMetrics, new_registry  # noqa: PLC0415 - as above
     from streams.services.evolve import Evolve  # noqa: PLC0415
     from streams.services.parts import open_engine, open_parts  # noqa: PLC0415
     from streams.services.process import settle_process  # noqa: PLC0415
 
-    registry = CollectorRegistry()
+    registry = new_registry()
     metrics = EvolveMetrics.on(registry)
     health = Health(settings.evolve.stall_s)
     with _http(settings, EVOLVE_PORT, health, registry):

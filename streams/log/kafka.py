@@ -302,7 +302,6 @@ class RawReader:
         self, settings: KafkaSettings, group: str, topics: Mapping[str, Topic], linger_s: float = 0.008
     ) -> None:
         self._connection = _Connection(settings)
-        self._settings = settings
         self._topics = topics
         self._refusal: DriftlineError | None = None
         self._checked_at = monotonic()

@@ -141,7 +141,7 @@ class Ingest:
         """
         topic = self._settings.topics.dead_letters
         for attempt in stamina.retry_context(
-            on=self._may_try_again, attempts=None, timeout=None, wait_initial=0.2, wait_max=2.0
+            on=DeliveryFailed, attempts=None, timeout=None, wait_initial=0.2, wait_max=2.0
         ):
             with attempt:
                 if attempt.num > 1 and self._stopping.is_set():
@@ -167,10 +167,6 @@ class Ingest:
             offset=letters[0].offset,
         )
         return True
-
-    @staticmethod
-    def _may_try_again(error: Exception) -> bool:
-        return isinstance(error, DeliveryFailed)
 
     def _send(self, frames: Mapping[int, Sequence[Frame]]) -> None:
         topic = self._settings.topics.interactions
