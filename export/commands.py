@@ -8,7 +8,7 @@ import numpy as np
 import typer
 
 from models.bundle import Provenance, check_place, write_bundle
-from models.commands import Output, print_result
+from models.commands.results import Output, print_result
 from models.errors import MissingExtra
 
 
@@ -29,7 +29,7 @@ def export(
         from export.golden import golden_sample
         from export.onnx_graph import OPSET, check_parity, export_encoder, onnx_encoder
         from models.checkpoint import read_checkpoint
-        from models.train import encoder_of, item_vectors_of
+        from models.training.train import encoder_of, item_vectors_of
     except ModuleNotFoundError as error:
         raise MissingExtra("train", error.name or "torch") from error
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from itertools import accumulate
 from random import Random
 
-from models.datasets import LoggedEvent
+from models.data.events import LoggedEvent
 from models.errors import DataError
 from models.spec import ItemMetadata
 

@@ -10,7 +10,7 @@ import onnxruntime
 import pytest
 
 from models.bundle import Bundle, read_bundle
-from models.datasets import LoggedEvent
+from models.data.events import LoggedEvent
 from models.spec import WindowRule
 from models.synthetic import CATALOGUE, LogPlan, generate_log
 from models.windows import window_inputs

@@ -10,7 +10,7 @@ from export.commands import export
 from export.onnx_graph import check_parity, onnx_encoder
 from models.bundle import Bundle, read_bundle
 from models.checkpoint import read_checkpoint
-from models.commands import train
+from models.commands.train import train
 from models.errors import BundleError
 from models.spec import Vectors
 from models.windows import WindowInputs

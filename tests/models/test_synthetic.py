@@ -4,7 +4,7 @@ from random import Random
 
 import pytest
 
-from models.datasets import LoggedEvent
+from models.data.events import LoggedEvent
 from models.errors import DataError
 from models.synthetic import CATALOGUE, LogPlan, Visitor, generate_log
 

@@ -4,16 +4,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from models.datasets import (
-    LoggedEvent,
-    UserSequence,
-    item_counts,
-    leave_one_out,
-    read_log,
-    training_segments,
-    user_sequences,
-)
+from models.data.events import LoggedEvent, UserSequence, item_counts, user_sequences
+from models.data.readers import read_log
+from models.data.splits import leave_one_out
 from models.errors import DataError
+from models.training.segments import training_segments
 
 
 def sequence(user_id: str, items: str) -> UserSequence:

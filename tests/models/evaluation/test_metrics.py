@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pytest
 
-from models.metrics import hit_rate, ndcg, target_ranks
+from models.evaluation.metrics import hit_rate, ndcg, target_ranks
 
 NOTHING_SEEN = np.array([], np.int64)
 

@@ -1,8 +1,6 @@
 """`driftline train`. Importable without torch: the command line lists it where only serving is installed."""
 
-import json
 import shlex
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -10,22 +8,17 @@ import msgspec
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Table
 
-from models.datasets import item_counts, leave_one_out, read_log, user_sequences
+from models.commands.results import Output, print_result
+from models.data.events import item_counts, user_sequences
+from models.data.readers import read_log
+from models.data.splits import leave_one_out
 from models.errors import DataError, MissingExtra
 from models.spec import CONFIG_FORMAT, MAX_POPULAR, ItemMetadata, ModelConfig, WindowRule
 from models.synthetic import CATALOGUE, LogPlan, generate_log
 from models.vocabulary import Vocabulary
 
 SYNTHETIC = "synthetic"
-
-
-class Output(StrEnum):
-    """How a command prints its result."""
-
-    table = "table"
-    json = "json"
 
 
 def train(
@@ -61,9 +54,9 @@ def train(
         import torch
 
         from models.checkpoint import Checkpoint, TrainedModel, write_checkpoint
-        from models.evaluate import evaluate_encoder, evaluate_popularity
+        from models.evaluation.leave_one_out import evaluate_encoder, evaluate_popularity
         from models.networks import NAMES, build_network
-        from models.train import EpochReport, TrainingPlan, encoder_of, item_vectors_of, train_network
+        from models.training.train import EpochReport, TrainingPlan, encoder_of, item_vectors_of, train_network
     except ModuleNotFoundError as error:
         raise MissingExtra("train", error.name or "torch") from error
 
@@ -151,18 +144,6 @@ def train(
     titles = {item_id: shown.get(item_id, ItemMetadata(title=item_id)) for item_id in vocabulary.ids[1:]}
     write_checkpoint(out, TrainedModel(checkpoint, network, vocabulary, titles))
     print_result({"checkpoint": str(out), "items": len(vocabulary), "users": len(sequences), **metrics}, output)
-
-
-def print_result(result: dict[str, str | int | float], output: Output) -> None:
-    """Print a command's result to standard output, as a small table or as one JSON object."""
-    if output is Output.json:
-        typer.echo(json.dumps(result))
-        return
-    table = Table(show_header=False)
-    for name, value in result.items():
-        # As many digits as tell two models apart; a whole number as one.
-        table.add_row(name, f"{value:.4g}" if isinstance(value, float) and value % 1 else f"{value}")
-    Console().print(table)
 
 
 def _command_line(*words: str | int | float | Path) -> str:

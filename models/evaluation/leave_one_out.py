@@ -4,8 +4,8 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from models.datasets import Judged
-from models.metrics import hit_rate, ndcg, target_ranks
+from models.data.splits import Judged
+from models.evaluation.metrics import hit_rate, ndcg, target_ranks
 from models.spec import IntArray, Vectors
 from models.vocabulary import Vocabulary
 from models.windows import WindowInputs, window_inputs

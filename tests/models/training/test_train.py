@@ -8,13 +8,15 @@ import pytest
 import torch
 
 from models.checkpoint import read_checkpoint
-from models.commands import Output, train
-from models.datasets import leave_one_out, user_sequences
+from models.commands.results import Output
+from models.commands.train import train
+from models.data.events import user_sequences
+from models.data.splits import leave_one_out
 from models.errors import BundleError, DataError, DriftlineError
-from models.evaluate import evaluate_encoder, evaluate_popularity
+from models.evaluation.leave_one_out import evaluate_encoder, evaluate_popularity
 from models.spec import Vectors
 from models.synthetic import LogPlan, generate_log
-from models.train import item_vectors_of
+from models.training.train import item_vectors_of
 from models.vocabulary import Vocabulary
 from models.windows import WindowInputs
 
@@ -153,7 +155,7 @@ import sys
 sys.modules["torch"] = None
 from pathlib import Path
 from export.commands import export
-from models.commands import train
+from models.commands.train import train
 from models.errors import MissingExtra
 for command in (lambda: train(out=Path("x")), lambda: export(Path("x"), out=Path("y"))):
     try:

@@ -9,12 +9,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from models.datasets import Split, UserSequence, training_segments
+from models.data.events import UserSequence
+from models.data.splits import Split
 from models.errors import DataError
-from models.evaluate import evaluate_encoder
+from models.evaluation.leave_one_out import evaluate_encoder
 from models.losses import seen_items, unseen_cross_entropy
 from models.networks.network import Network
 from models.spec import Vectors
+from models.training.segments import training_segments
 from models.vocabulary import Vocabulary
 from models.windows import WindowInputs, window_inputs
 

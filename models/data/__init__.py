@@ -1,0 +1,1 @@
+"""Logs of events: read, described, split, and cut into what training takes."""

@@ -1,0 +1,1 @@
+"""Training: from a split log to a network that has learned."""
