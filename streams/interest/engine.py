@@ -9,6 +9,7 @@ from typing import Literal, Protocol
 import numpy as np
 
 from models.bundle import Bundle
+from models.ranking import closest_in_window, rank_items
 from models.spec import Vectors
 from models.windows import WindowInputs, window_inputs
 from streams.contracts.recommendation import (
@@ -20,7 +21,6 @@ from streams.contracts.recommendation import (
     encode_recommendation,
     recommendation_id,
 )
-from streams.interest.rank import closest_in_window, rank_items
 from streams.interest.window import (
     EMPTY_STATE,
     Advance,

@@ -4,8 +4,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from models.ranking import closest_in_window, rank_items
 from models.spec import IntArray, Vectors
-from streams.interest.rank import closest_in_window, rank_items
 
 NO_SEEN = np.zeros((1, 1), np.int64)
 
