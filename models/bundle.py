@@ -1,12 +1,26 @@
 """The model bundle: a directory that holds everything that serving needs of a model, and proves that it is whole.
 
-    encoder.onnx      items, types, ages, lengths -> vector
+    encoder.onnx      items, types, ages, lengths -> vector, and deviation if the model is variational
+    scorer.onnx       vector, candidates -> scores; only where a score is no dot product
     config.json       ModelConfig
     vocabulary.json   item ids in row order
     items.npy         item vectors, (items + 1, dim) float32, row 0 all zeros
     metadata.json     item id -> ItemMetadata
-    golden.npz        inputs with the vectors and the best items that the encoder must give for them
+    golden.npz        inputs, and what encoder and scorer must give for them
     manifest.json     Manifest: where the model came from, and size and SHA-256 of every other file
+
+The shapes of the two graphs; batch, length and n are dynamic:
+
+    encoder   items [batch, length] int64, types [batch, length] int64, ages [batch, length] float32, lengths [batch]
+              int64 (`models.windows.WindowInputs`) -> vector [batch, dim] float32. A variational model (Kingma and
+              Welling, 2014) has a second output, deviation [batch, dim] float32, at least 0: vector is the mean of the
+              posterior, deviation its standard deviation. Serving may then sample (recommendations.exploration).
+    scorer    vector [batch, dim] float32, candidates [batch, n] int64 (item rows) -> scores [batch, n] float32, higher
+              is better. Row 0 is padding: whatever finite score it gets, it is never recommended. config.json says how
+              many items are retrieved by dot product to be scored (`ModelConfig.candidates`).
+
+What a bundle holds, its golden sample covers: deviations and scores are in golden.npz where, and only where, the model
+has them.
 
 The hashes find damage and mix-ups. They are no signature: whoever can write the directory can write the manifest.
 """
@@ -37,8 +51,9 @@ MANIFEST_FORMAT = 1
 TOP = 10
 """How many best items the golden sample names for each window."""
 
-ENCODER, CONFIG, VOCABULARY, ITEMS, METADATA, GOLDEN, MANIFEST = (
+ENCODER, SCORER, CONFIG, VOCABULARY, ITEMS, METADATA, GOLDEN, MANIFEST = (
     "encoder.onnx",
+    "scorer.onnx",
     "config.json",
     "vocabulary.json",
     "items.npy",
@@ -47,7 +62,7 @@ ENCODER, CONFIG, VOCABULARY, ITEMS, METADATA, GOLDEN, MANIFEST = (
     "manifest.json",
 )
 HASHED = (ENCODER, CONFIG, VOCABULARY, ITEMS, METADATA, GOLDEN)
-"""The files that every manifest must list. One may list more, such as a scorer; all are checked."""
+"""The files that every manifest must list. One may list more, the scorer among them; all are checked."""
 
 
 class FileRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -103,19 +118,36 @@ class Manifest(Provenance, frozen=True, forbid_unknown_fields=True, kw_only=True
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class GoldenScores:
+    """What a scorer must give for the vectors of the golden sample.
+
+    Attributes:
+        candidates: Item rows, shape (batch, n), int64; 0 is padding.
+        scores: The scores expected, shape (batch, n), float32.
+    """
+
+    candidates: IntArray
+    scores: Vectors
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Golden:
-    """A sample that shows whether an encoder computes what it should on this machine.
+    """A sample that shows whether encoder and scorer compute what they should on this machine.
 
     Attributes:
         inputs: Encoder inputs of a few windows.
         vectors: The vectors expected, shape (batch, dim), float32.
         top: The rows of the `TOP` best items by dot product, best first, equal scores by row, nothing filtered out;
             shape (batch, TOP), int64; -1 where there are fewer items.
+        deviations: The deviations expected of a variational model, shape (batch, dim), float32, at least 0.
+        scores: What the scorer must give for `vectors`, in a bundle that has one.
     """
 
     inputs: WindowInputs
     vectors: Vectors
     top: IntArray
+    deviations: Vectors | None = None
+    scores: GoldenScores | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -142,14 +174,19 @@ class Bundle:
 
     @property
     def encoder_path(self) -> Path:
-        """The ONNX file."""
+        """The ONNX file of the encoder."""
         return self.path / ENCODER
+
+    @property
+    def scorer_path(self) -> Path | None:
+        """The ONNX file of the scorer; None where items are scored by dot product."""
+        return None if self.config.candidates is None else self.path / SCORER
 
 
 def read_bundle(path: str | Path) -> Bundle:
     """Read a bundle and check that it is whole: format, hashes, shapes, numbers.
 
-    The encoder's bytes are checked but not run; replaying the golden sample is up to whoever runs it.
+    The bytes of encoder and scorer are checked but not run; replaying the golden sample is up to whoever runs them.
 
     Raises:
         BundleError: No bundle there, or anything about it is wrong. The message names the file and the remedy.
@@ -168,6 +205,7 @@ def read_bundle(path: str | Path) -> Bundle:
     _check_files(path, manifest)
 
     config = _read_config(path, manifest)
+    _check_scorer(path, config, manifest)
     vocabulary = _read_vocabulary(path)
     item_vectors = _read_item_vectors(path, config, vocabulary)
     metadata = _decode(path / METADATA, dict[str, ItemMetadata])
@@ -195,6 +233,7 @@ def write_bundle(
     metadata: Mapping[str, ItemMetadata],
     golden: Golden,
     provenance: Provenance,
+    scorer: bytes | None = None,
     overwrite: bool = False,
 ) -> Bundle:
     """Write a bundle and read it back.
@@ -204,12 +243,13 @@ def write_bundle(
     Args:
         path: The directory to make.
         config: Its `version` is not used: the content hash takes its place.
-        encoder: The ONNX file.
+        encoder: The ONNX file; the module's docstring has its shapes.
         vocabulary: The items in row order.
         item_vectors: Shape (items + 1, dim), float32, row 0 all zeros.
         metadata: Item id to what people see of it.
         golden: A sample of inputs and what must come out.
         provenance: Where the model came from.
+        scorer: The ONNX file of the scorer; with it belong `ModelConfig.candidates` and `Golden.scores`.
         overwrite: Replace a bundle that is already there. Nothing but a bundle or an empty directory is ever replaced.
 
     Returns:
@@ -228,6 +268,8 @@ def write_bundle(
         METADATA: msgspec.json.encode(dict(metadata)),
         GOLDEN: _npz(golden),
     }
+    if scorer is not None:
+        contents[SCORER] = scorer
     records = {name: _record(content) for name, content in contents.items()}
     versioned = msgspec.structs.replace(config, version=_content_version(unversioned, records))
     contents[CONFIG] = msgspec.json.format(msgspec.json.encode(versioned), indent=2)
@@ -235,7 +277,7 @@ def write_bundle(
     manifest = Manifest(
         format=MANIFEST_FORMAT,
         created_at=datetime.now(UTC).isoformat(timespec="seconds"),
-        files={name: records[name] for name in HASHED},
+        files={name: records[name] for name in (*HASHED, SCORER) if name in records},
         command=provenance.command,
         opset=provenance.opset,
         metrics=provenance.metrics,
@@ -332,6 +374,18 @@ def _read_config(path: Path, manifest: Manifest) -> ModelConfig:
     return config
 
 
+def _check_scorer(path: Path, config: ModelConfig, manifest: Manifest) -> None:
+    if config.candidates is not None and SCORER not in manifest.files:
+        raise BundleError(
+            f"{path / CONFIG} asks for {config.candidates:,} candidates to be scored, but {MANIFEST} lists no "
+            f"{SCORER}. {_AGAIN}"
+        )
+    if config.candidates is None and (SCORER in manifest.files or (path / SCORER).exists()):
+        raise BundleError(
+            f"{path / SCORER} is there, but {CONFIG} does not say how many candidates it scores. {_AGAIN}"
+        )
+
+
 def _read_vocabulary(path: Path) -> Vocabulary:
     try:
         return Vocabulary.from_json((path / VOCABULARY).read_bytes())
@@ -379,6 +433,13 @@ def _read_golden(path: Path, config: ModelConfig, vocabulary: Vocabulary) -> Gol
         ("top", (batch, TOP), "int64"),
     ):
         _check_array(file, name, arrays[name], shape, dtype)
+    scores = _read_golden_scores(file, arrays, batch, config, vocabulary)
+    deviations: Vectors | None = None
+    if "deviations" in arrays:
+        _check_array(file, "deviations", arrays["deviations"], (batch, config.dim), "float32")
+        deviations = arrays["deviations"].astype(np.float32, copy=False)
+        if deviations.min() < 0:
+            raise BundleError(f"{file}: a deviation is negative. {_AGAIN}")
     inputs = WindowInputs(
         arrays["items"].astype(np.int64, copy=False),
         arrays["types"].astype(np.int64, copy=False),
@@ -386,7 +447,11 @@ def _read_golden(path: Path, config: ModelConfig, vocabulary: Vocabulary) -> Gol
         arrays["lengths"].astype(np.int64, copy=False),
     )
     golden = Golden(
-        inputs, arrays["vectors"].astype(np.float32, copy=False), arrays["top"].astype(np.int64, copy=False)
+        inputs,
+        arrays["vectors"].astype(np.float32, copy=False),
+        arrays["top"].astype(np.int64, copy=False),
+        deviations,
+        scores,
     )
     for name, low, high, values in (
         ("items", 0, len(vocabulary), inputs.items),
@@ -394,9 +459,38 @@ def _read_golden(path: Path, config: ModelConfig, vocabulary: Vocabulary) -> Gol
         ("lengths", 0, length, inputs.lengths),
         ("top", -1, len(vocabulary), golden.top),
     ):
-        if values.min() < low or values.max() > high:
-            raise BundleError(f"{file}: {name} goes outside {low} to {high}. {_AGAIN}")
+        _check_range(file, name, values, low, high)
     return golden
+
+
+def _read_golden_scores(
+    file: Path,
+    arrays: Mapping[str, npt.NDArray[np.generic]],
+    batch: int,
+    config: ModelConfig,
+    vocabulary: Vocabulary,
+) -> GoldenScores | None:
+    found = {"candidates", "scores"} & arrays.keys()
+    if config.candidates is None and not found:
+        return None
+    if config.candidates is None or len(found) < 2:
+        raise BundleError(
+            f"{file} needs candidates and scores where there is a {SCORER}, and only there; it has "
+            f"{' and '.join(sorted(found)) or 'neither'}. {_AGAIN}"
+        )
+    candidates = arrays["candidates"]
+    if candidates.ndim != 2 or not candidates.size:
+        raise BundleError(f"{file}: candidates has shape {candidates.shape}, not (batch, n). {_AGAIN}")
+    for name, dtype in (("candidates", "int64"), ("scores", "float32")):
+        _check_array(file, name, arrays[name], (batch, candidates.shape[1]), dtype)
+    golden = GoldenScores(candidates.astype(np.int64, copy=False), arrays["scores"].astype(np.float32, copy=False))
+    _check_range(file, "candidates", golden.candidates, 0, len(vocabulary))
+    return golden
+
+
+def _check_range(file: Path, name: str, values: IntArray, low: int, high: int) -> None:
+    if values.min() < low or values.max() > high:
+        raise BundleError(f"{file}: {name} goes outside {low} to {high}. {_AGAIN}")
 
 
 def _check_array(file: Path, name: str, array: npt.NDArray[np.generic], shape: tuple[int, ...], dtype: str) -> None:
@@ -427,10 +521,11 @@ def _decode(file: Path, type_: type[_T]) -> _T:
 
 
 def _content_version(unversioned: ModelConfig, records: Mapping[str, FileRecord]) -> str:
-    """12 hex digits of the SHA-256 over the configuration and the hashes of encoder, item vectors and vocabulary."""
+    """12 hex digits of the SHA-256 over the configuration and the hashes of encoder, items, vocabulary and scorer."""
     content = hashlib.sha256(msgspec.json.encode(unversioned))
-    for name in (ENCODER, ITEMS, VOCABULARY):
-        content.update(records[name].sha256.encode())
+    for name in (ENCODER, ITEMS, VOCABULARY, SCORER):
+        if name in records:
+            content.update(records[name].sha256.encode())
     return content.hexdigest()[:12]
 
 
@@ -445,17 +540,13 @@ def _npy(array: Vectors) -> bytes:
 
 
 def _npz(golden: Golden) -> bytes:
+    arrays: dict[str, IntArray | Vectors] = {**golden.inputs.as_feed(), "vectors": golden.vectors, "top": golden.top}
+    if golden.deviations is not None:
+        arrays["deviations"] = golden.deviations
+    if golden.scores is not None:
+        arrays |= {"candidates": golden.scores.candidates, "scores": golden.scores.scores}
     buffer = BytesIO()
-    np.savez(
-        buffer,
-        allow_pickle=False,
-        items=golden.inputs.items,
-        types=golden.inputs.types,
-        ages=golden.inputs.ages,
-        lengths=golden.inputs.lengths,
-        vectors=golden.vectors,
-        top=golden.top,
-    )
+    np.savez(buffer, allow_pickle=False, **arrays)
     return buffer.getvalue()
 
 

@@ -33,7 +33,7 @@ class WindowRule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             raise ValueError(f"a window rule needs 1 <= keep <= max, not keep={self.keep}, max={self.max}")
 
 
-class ModelConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class ModelConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """config.json: everything that serving must know about a model besides its arrays.
 
     Attributes:
@@ -44,6 +44,8 @@ class ModelConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         window: The window rule that the model was trained for.
         types: Event type names. Type i is the encoder's type i + 1; 0 is padding, len(types) + 1 any other type.
         popular: Item ids, most popular first, at most `MAX_POPULAR`.
+        candidates: Items that are retrieved by dot product for the bundle's scorer to order; None: there is no scorer.
+            A field left at its default is not written, so that bundles without the part keep their version.
 
     Raises:
         ValueError: A value out of its range, or a type or popular item named twice.
@@ -56,6 +58,7 @@ class ModelConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     window: WindowRule
     types: tuple[str, ...]
     popular: tuple[str, ...]
+    candidates: int | None = None
 
     def __post_init__(self) -> None:
         if not self.name:
@@ -68,6 +71,8 @@ class ModelConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             raise ValueError(f"at most {MAX_POPULAR:,} popular items, not {len(self.popular):,}")
         if len(set(self.popular)) != len(self.popular):
             raise ValueError("an item is named twice among the popular ones")
+        if self.candidates is not None and self.candidates < 1:
+            raise ValueError(f"a scorer needs at least 1 candidate, not {self.candidates}")
 
 
 class ItemMetadata(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -21,8 +21,8 @@
 1 to 9: the command or its input. 10 to 19: the surroundings, so a restart may help. 20 and above: the state, where only
 `StoreLostTail` heals by a restart.
 
-A client library's errors are turned into these in the one file that imports the library; a message says what was wrong,
-the value, where it came from and what to do next.
+A client library's errors are turned into these in the one file, or room, that imports the library; a message says what
+was wrong, the value, where it came from and what to do next.
 """
 
 from models.errors import BundleError, DataError, DriftlineError, MissingExtra

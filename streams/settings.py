@@ -499,6 +499,30 @@ class RecommendationSettings(_Section):
     k: int = Field(default=10, ge=1, le=1000, description="Items in one recommendation.")
     filter_seen: bool = Field(default=True, description="Leave out items that are in the user's window.")
     because: int = Field(default=2, ge=0, le=10, description="Past items named as the reason of each recommended one.")
+    exploration: float = Field(
+        default=0.0,
+        ge=0,
+        le=10,
+        description=(
+            "How far lists stray from the vector, by what a variational model is unsure of; 1 draws from its posterior."
+        ),
+    )
+    rerank: Literal["none", "mmr", "dpp", "calibrated"] = Field(
+        default="none",
+        description=(
+            "How a list is chosen from the best items: no two alike (mmr, dpp), or topics as in the window (calibrated)."
+        ),
+    )
+    rerank_pool: int = Field(default=100, ge=1, le=1000, description="How many best items a list is chosen from.")
+    diversity: float = Field(
+        default=0.3, ge=0, le=1, description="What rerank weighs against relevance: 0 is relevance alone."
+    )
+
+    @model_validator(mode="after")
+    def _check_pool(self) -> Self:
+        if self.rerank != "none" and self.rerank_pool < self.k:
+            raise ValueError(f"rerank_pool is {self.rerank_pool} and k is {self.k}: rerank needs a pool of at least k")
+        return self
 
 
 class HttpSettings(_Section):

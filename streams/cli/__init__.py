@@ -1,7 +1,8 @@
 """The `driftline` command.
 
 One module a group of commands; this one puts them together and turns every error of ours into a message and an exit
-code. Commands that need torch live beside what they run and come in by the entry-point group `driftline.commands`.
+code. Commands of the model side live beside what they run and come in by the entry-point group `driftline.commands`, under
+their name, or under group and name with a dot between: "data.describe" is `driftline data describe`.
 """
 
 import sys
@@ -11,7 +12,7 @@ from typing import NoReturn
 import typer
 from rich.console import Console
 
-from streams.cli import demo, pipeline, serve, topics, traffic, users
+from streams.cli import data, demo, pipeline, serve, topics, traffic, users
 from streams.errors import DriftlineError
 
 app = typer.Typer(
@@ -28,8 +29,11 @@ traffic.add_to(app)
 pipeline.add_to(app)
 app.add_typer(users.app)
 app.add_typer(topics.app)
+app.add_typer(data.app)
+_GROUPS = {"": app, "users": users.app, "topics": topics.app, "data": data.app}
 for command in sorted(entry_points(group="driftline.commands"), key=lambda found: found.name):
-    app.command(command.name)(command.load())
+    group, _, name = command.name.rpartition(".")
+    _GROUPS[group].command(name)(command.load())
 
 
 def main() -> NoReturn:

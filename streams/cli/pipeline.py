@@ -51,7 +51,7 @@ def status(
     settings = operator_settings(
         config, kafka__bootstrap_servers=bootstrap_servers, redis__url=redis_url, model__bundle=bundle
     )
-    from streams.log.kafka import LogAdmin  # noqa: PLC0415 - `driftline --help` needs no client library
+    from streams.log.admin import LogAdmin  # noqa: PLC0415 - `driftline --help` needs no client library
     from streams.services.status import pipeline_status  # noqa: PLC0415
     from streams.store.redis import RedisStore  # noqa: PLC0415
 

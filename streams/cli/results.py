@@ -3,6 +3,7 @@
 import time
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
+from itertools import pairwise
 
 import msgspec
 import typer
@@ -13,6 +14,7 @@ from rich.text import Text
 
 # Where no terminal gives a width, as in a pipe, rich would wrap tables at 80.
 _PIPED_WIDTH = 200
+_UNITS_S = ((86_400, "d"), (3_600, "h"), (60, "min"), (1, "s"))
 
 
 def print_json(value: object) -> None:
@@ -58,6 +60,16 @@ def time_of(milliseconds: int) -> str:
         return datetime.fromtimestamp(milliseconds / 1000, UTC).isoformat(sep=" ", timespec="milliseconds")[:23] + "Z"
     except (OverflowError, ValueError, OSError):
         return str(milliseconds)
+
+
+def duration_of(seconds: float) -> str:
+    """A length of time in the largest unit that it fills and the next smaller one: "3 d 4 h", "2 min 5 s", "0.25 s"."""
+    if seconds < 60:
+        return f"{seconds:g} s"
+    whole = int(seconds)
+    (size, unit), (smaller_size, smaller) = next(pair for pair in pairwise(_UNITS_S) if whole >= pair[0][0])
+    rest = whole % size // smaller_size
+    return f"{whole // size:,} {unit}" + (f" {rest} {smaller}" if rest else "")
 
 
 class Counting:

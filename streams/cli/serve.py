@@ -117,7 +117,7 @@ def up(
         model__provider=provider,
     )
     configure_logging(settings.log.format, settings.log.level, "up")
-    from streams.log.kafka import LogAdmin  # noqa: PLC0415 - as above
+    from streams.log.admin import LogAdmin  # noqa: PLC0415 - as above
     from streams.services.topics import create_missing_topics  # noqa: PLC0415
 
     with LogAdmin(settings.kafka) as admin:

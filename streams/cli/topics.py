@@ -25,7 +25,7 @@ def create(
     As JSON: a list of `topic`, `role`, `created`, `partitions`, `note`.
     """
     settings = operator_settings(config, kafka__bootstrap_servers=bootstrap_servers)
-    from streams.log.kafka import LogAdmin  # noqa: PLC0415 - `driftline --help` needs no client library
+    from streams.log.admin import LogAdmin  # noqa: PLC0415 - `driftline --help` needs no client library
     from streams.services.topics import create_missing_topics  # noqa: PLC0415
 
     with LogAdmin(settings.kafka) as admin:
@@ -50,7 +50,7 @@ def describe(
     all but the first two are null.
     """
     settings = operator_settings(config, kafka__bootstrap_servers=bootstrap_servers)
-    from streams.log.kafka import LogAdmin  # noqa: PLC0415 - as above
+    from streams.log.admin import LogAdmin  # noqa: PLC0415 - as above
     from streams.services.topics import describe_topics  # noqa: PLC0415
 
     with LogAdmin(settings.kafka) as admin:
@@ -99,7 +99,7 @@ def adopt(
     `before_topic_id`, `after`: the next offset to be read) and `reingest` (the raw topics that are read again).
     """
     settings = operator_settings(config, kafka__bootstrap_servers=bootstrap_servers, redis__url=redis_url)
-    from streams.log.kafka import LogAdmin  # noqa: PLC0415 - as above
+    from streams.log.admin import LogAdmin  # noqa: PLC0415 - as above
     from streams.services.topics import adopt_interactions, adopt_source  # noqa: PLC0415
     from streams.store.redis import RedisStore  # noqa: PLC0415
 

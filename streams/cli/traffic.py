@@ -47,7 +47,8 @@ def produce(
     As JSON: `topic`, `events`, `without_key`, `empty_lines`, `seconds`, `events_per_second`.
     """
     settings = operator_settings(config, level="warning", kafka__bootstrap_servers=bootstrap_servers)
-    from streams.log.kafka import LogAdmin, Producer  # noqa: PLC0415 - `driftline --help` needs no client library
+    from streams.log.admin import LogAdmin  # noqa: PLC0415 - `driftline --help` needs no client library
+    from streams.log.producer import Producer  # noqa: PLC0415
     from streams.services.produce import Pace, key_by, produce_lines, read_lines  # noqa: PLC0415
 
     pace = Pace(rate)
@@ -100,7 +101,8 @@ def follow(
 ) -> None:
     """Print recommendations as they go out, until Ctrl-C. As JSON: one a line, as it is on the topic."""
     settings = operator_settings(config, level="warning", kafka__bootstrap_servers=bootstrap_servers)
-    from streams.log.kafka import LogAdmin, TailReader  # noqa: PLC0415 - as above
+    from streams.log.admin import LogAdmin  # noqa: PLC0415 - as above
+    from streams.log.readers import TailReader  # noqa: PLC0415
 
     name = settings.topics.recommendations
     with LogAdmin(settings.kafka) as admin:

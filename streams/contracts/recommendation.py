@@ -40,7 +40,10 @@ class RecommendedItem(Struct, frozen=True, gc=False):
 
     item_id: str
     rank: Annotated[int, Meta(ge=1, description="1 is the best.")]
-    score: Annotated[float | None, Meta(description="Dot product of the vectors; null for a popular item.")]
+    score: Annotated[
+        float | None,
+        Meta(description="The model's: the dot product of the vectors, or its scorer's. null for a popular item."),
+    ]
     because: Annotated[list[str], Meta(description="Items of the user's window closest to it, closest first.")]
 
 

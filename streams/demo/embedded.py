@@ -17,7 +17,7 @@ from time import monotonic, sleep
 from typing import Final, Self
 
 from streams.errors import DriftlineError, StoreUnavailable, UsageError
-from streams.log.kafka import EmbeddedCluster
+from streams.log.embedded import EmbeddedCluster
 from streams.settings import CONFIG_VARIABLE, PREFIX, Settings, load_settings
 from streams.store.redis import RedisStore
 

@@ -24,14 +24,14 @@ from streams.demo.screen import Figures, line, screen
 from streams.demo.traffic import Traffic, visitor_count
 from streams.demo.watch import TopicDirections, Watch
 from streams.errors import DriftlineError
-from streams.log.kafka import LogAdmin, Partition, Producer
+from streams.log.admin import LogAdmin
+from streams.log.producer import Producer
+from streams.log.topics import Partition
 from streams.observe.logs import configure_logging
+from streams.services.bundle import bundle_path
 from streams.settings import Settings
 from streams.store.redis import RedisStore
 
-# The one that evolve takes by default. Its constant is not imported: that would import ONNX Runtime (1.31), which takes
-# half a second and leaves a file, .ses, in the directory for temporary files.
-_BUNDLE: Final = Path(__file__).with_name("bundle")
 _READY_S: Final = 60.0
 _DRAIN_S: Final = 30.0
 _LOOK_S: Final = 0.05
@@ -147,7 +147,7 @@ def run_demo(plan: DemoPlan, console: Console, *, live: bool) -> DemoSummary | N
         NotApplied: Not all events were applied in time.
         BundleError: The bundle is missing or broken.
     """
-    model = read_bundle(plan.bundle or _BUNDLE)
+    model = read_bundle(bundle_path(plan.bundle))
     signals = StopSignals()
     with signals.handling(), ExitStack() as stack:
         try:

@@ -41,7 +41,7 @@ class Sent:
 
 
 class Sender(Protocol):
-    """What the traffic needs of `streams.log.kafka.Producer`."""
+    """What the traffic needs of `streams.log.producer.Producer`."""
 
     def send(self, topic: str, value: bytes | None, key: bytes | str | None = None) -> None:
         """Hand over a message."""

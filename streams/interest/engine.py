@@ -1,6 +1,6 @@
 """From a user's row and new events to the row and the recommendation that follow: pure, for many users at once."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import compress
 from time import perf_counter
@@ -9,8 +9,9 @@ from typing import Literal, Protocol
 import numpy as np
 
 from models.bundle import Bundle
-from models.ranking import closest_in_window, rank_items
-from models.spec import Vectors
+from models.ranking import Ranking, Score, closest_in_window, rank_candidates, rank_items, unit_vectors
+from models.rerank import item_topics, rerank_calibrated, rerank_dpp, rerank_mmr
+from models.spec import IntArray, Vectors
 from models.windows import WindowInputs, window_inputs
 from streams.contracts.recommendation import (
     ModelName,
@@ -21,6 +22,8 @@ from streams.contracts.recommendation import (
     encode_recommendation,
     recommendation_id,
 )
+from streams.errors import SettingsError
+from streams.interest.explore import normals_of
 from streams.interest.window import (
     EMPTY_STATE,
     Advance,
@@ -38,12 +41,25 @@ class VectorEncoder(Protocol):
     def encode(self, inputs: WindowInputs) -> Vectors:
         """Vectors of windows, shape (batch, dim), float32."""
 
+    def encode_posterior(self, inputs: WindowInputs) -> tuple[Vectors, Vectors]:
+        """Vectors and deviations, each of shape (batch, dim), float32; asked of variational models only."""
+
+    def verify(self) -> None:
+        """Replay the golden sample; raises `EncoderFailed`."""
+
+
+class CandidateScorer(Protocol):
+    """What the engine needs of a scorer; `streams.interest.encode.Scorer` is one."""
+
+    def score(self, vectors: Vectors, candidates: IntArray) -> Vectors:
+        """Scores of item rows, shape (users, n), float32, by user vectors; row 0 is padding."""
+
     def verify(self) -> None:
         """Replay the golden sample; raises `EncoderFailed`."""
 
 
 class NotFiniteError(ArithmeticError):
-    """The encoder gave numbers that nothing can be ranked by."""
+    """The model gave numbers that nothing can be ranked by."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +118,9 @@ class StageSeconds:
     recommend: float = 0.0
 
 
+Rerank = Literal["none", "mmr", "dpp", "calibrated"]
+
+
 @dataclass(frozen=True, slots=True)
 class EngineRules:
     """What a person may set.
@@ -113,6 +132,11 @@ class EngineRules:
         memory: Event ids remembered a user, beyond those in the window.
         generation: The namespace that recommendation ids are made in.
         mode: Whether events are new or replayed.
+        exploration: How far the vectors that items are ranked by are drawn from those of the rows, in deviations of a
+            variational model; 0 is not at all, 1 a sample of its posterior.
+        rerank: How the list is chosen from the best items; "none" takes the best.
+        rerank_pool: How many best items it is chosen from, at least k.
+        diversity: What re-ranking gives up relevance for, 0 to 1 (`models.rerank`).
     """
 
     k: int
@@ -121,19 +145,44 @@ class EngineRules:
     memory: int
     generation: str
     mode: Literal["live", "replay"] = "live"
+    exploration: float = 0.0
+    rerank: Rerank = "none"
+    rerank_pool: int = 100
+    diversity: float = 0.0
 
 
 class Engine:
-    """A model and rules; `evolve` is the one function that live serving, backfill and tests call."""
+    """A model and rules; `evolve` is the one function that live serving, backfill and tests call.
 
-    def __init__(self, bundle: Bundle, encoder: VectorEncoder, rules: EngineRules) -> None:
+    Args:
+        bundle: The model.
+        encoder: Its encoder.
+        rules: What a person may set.
+        scorer: Its scorer; None where items are scored by dot product.
+
+    Raises:
+        SettingsError: The rules ask for what this model cannot do.
+        ValueError: A scorer without a bundle that has one, or the reverse.
+    """
+
+    def __init__(
+        self, bundle: Bundle, encoder: VectorEncoder, rules: EngineRules, scorer: CandidateScorer | None = None
+    ) -> None:
+        if rules.exploration and bundle.golden.deviations is None:
+            raise SettingsError(
+                f"recommendations.exploration is {rules.exploration:g}, but the model {bundle.config.name!r} of "
+                f"{bundle.path} is not variational: its encoder has no output deviation to draw from. Set it to 0, or "
+                "serve a model that has one, such as vae"
+            )
+        if (scorer is None) != (bundle.scorer_path is None):
+            raise ValueError("a scorer belongs to an engine if and only if its bundle has one")
         self._bundle = bundle
         self._encoder = encoder
         self._rules = rules
-        items = bundle.item_vectors
-        norms = np.linalg.norm(items, axis=1, keepdims=True)
-        self._items = items
-        self._unit_items = np.divide(items, norms, out=np.zeros_like(items), where=norms > 0)
+        self._scorer = scorer
+        self._items = bundle.item_vectors
+        self._unit_items = unit_vectors(bundle.item_vectors)
+        self._rerank = _reranker(bundle, self._unit_items, rules)
         self._model = ModelName(bundle.config.name, bundle.config.version)
 
     @property
@@ -147,12 +196,14 @@ class Engine:
         return self._model.version
 
     def verify(self) -> None:
-        """Check that the encoder still gives right answers.
+        """Check that encoder and scorer still give right answers.
 
         Raises:
-            EncoderFailed: It does not.
+            EncoderFailed: They do not.
         """
         self._encoder.verify()
+        if self._scorer is not None:
+            self._scorer.verify()
 
     def evolve(self, users: Sequence[UserEvents], now_ms: int, seconds: StageSeconds | None = None) -> list[UserUpdate]:
         """Advance every user's window, encode it, rank the items and write the recommendation.
@@ -167,7 +218,7 @@ class Engine:
 
         Raises:
             InvalidState: A row's state cannot be read.
-            NotFiniteError: A vector has NaN or infinity.
+            NotFiniteError: A vector, a deviation or a score is NaN or infinity.
         """
         seconds = StageSeconds() if seconds is None else seconds
         clock = perf_counter()
@@ -187,13 +238,25 @@ class Engine:
         seconds.advance += perf_counter() - clock
 
         clock = perf_counter()
-        vectors = self._encoder.encode(inputs)
-        if not np.isfinite(vectors).all():
+        deviations: Vectors | None = None
+        if self._rules.exploration:
+            vectors, deviations = self._encoder.encode_posterior(inputs)
+        else:
+            vectors = self._encoder.encode(inputs)
+        if not np.isfinite(vectors).all() or (deviations is not None and not np.isfinite(deviations).all()):
             raise NotFiniteError("the encoder gave a vector with NaN or infinity")
         seconds.encode += perf_counter() - clock
 
         rows = iter(
-            self._rows(list(compress(users, moved)), list(compress(advances, moved)), inputs, vectors, now_ms, seconds)
+            self._rows(
+                list(compress(users, moved)),
+                list(compress(advances, moved)),
+                inputs,
+                vectors,
+                deviations,
+                now_ms,
+                seconds,
+            )
         )
         return [
             UserUpdate(
@@ -212,12 +275,20 @@ class Engine:
         advances: Sequence[Advance],
         inputs: WindowInputs,
         vectors: Vectors,
+        deviations: Vectors | None,
         now_ms: int,
         seconds: StageSeconds,
     ) -> list[UserRow]:
         clock = perf_counter()
-        seen = inputs.items if self._rules.filter_seen else np.zeros((len(inputs), 1), np.int64)
-        ranking = rank_items(vectors, self._items, seen, self._rules.k)
+        triggers = [_trigger(advance.applied[-1]) for advance in advances]
+        ids = [
+            recommendation_id(self._rules.generation, self._model.version, user.user_id, trigger)
+            for user, trigger in zip(users, triggers, strict=True)
+        ]
+        seconds.recommend += perf_counter() - clock
+
+        clock = perf_counter()
+        ranking = self._rank(self._explored(vectors, deviations, ids), inputs)
         because = closest_in_window(ranking.rows, inputs.items, self._unit_items, self._rules.because)
         drifts = _drifts(vectors, [user.vector for user in users])
         seconds.rank += perf_counter() - clock
@@ -227,23 +298,13 @@ class Engine:
         known = inputs.lengths.tolist()
         rows = []
         for place, (user, advance) in enumerate(zip(users, advances, strict=True)):
-            newest = advance.applied[-1]
-            trigger = Trigger(
-                newest.event_id,
-                newest.type,
-                newest.item_id,
-                newest.time_ms,
-                newest.source.topic,
-                newest.source.partition,
-                newest.offset,
-            )
             recommendation = Recommendation(
-                recommendation_id(self._rules.generation, self._model.version, user.user_id, trigger),
+                ids[place],
                 user.user_id,
                 now_ms,
                 self._rules.mode,
                 "personal" if known[place] else "popular",
-                trigger,
+                triggers[place],
                 self._model,
                 VectorSummary(vectors.shape[1], drifts[place]),
                 lists[place] if known[place] else self._popular(advance.state),
@@ -259,6 +320,25 @@ class Engine:
             )
         seconds.recommend += perf_counter() - clock
         return rows
+
+    def _explored(self, vectors: Vectors, deviations: Vectors | None, ids: Sequence[str]) -> Vectors:
+        """The vectors to rank by: μ + exploration · σ ⊙ ε, where ε follows from the recommendation's id."""
+        if deviations is None:
+            return vectors
+        return vectors + np.float32(self._rules.exploration) * deviations * normals_of(ids, vectors.shape[1])
+
+    def _rank(self, vectors: Vectors, inputs: WindowInputs) -> Ranking:
+        rules = self._rules
+        seen = inputs.items if rules.filter_seen else np.zeros((len(inputs), 1), np.int64)
+        kept = rules.k if rules.rerank == "none" else max(rules.k, rules.rerank_pool)
+        if self._scorer is None:
+            pool = rank_items(vectors, self._items, seen, kept)
+        else:
+            # How many are scored does not depend on the pool, so that a diversity of 0 gives the list of no re-ranking.
+            retrieved = max(self._bundle.config.candidates or 0, rules.k)
+            score = _finite(self._scorer)
+            pool = rank_candidates(vectors, self._items, seen, score, retrieved, min(kept, retrieved))
+        return self._rerank(pool, inputs.items)
 
     def _lists(
         self, rows: list[list[int]], scores: list[list[float]], because: list[list[list[int]]]
@@ -279,6 +359,47 @@ class Engine:
         return [
             RecommendedItem(item_id, rank, None, []) for rank, item_id in enumerate(unseen[: self._rules.k], start=1)
         ]
+
+
+def _finite(scorer: CandidateScorer) -> Score:
+    def score(vectors: Vectors, candidates: IntArray) -> Vectors:
+        scores = scorer.score(vectors, candidates)
+        if not np.isfinite(scores).all():
+            raise NotFiniteError("the scorer gave a score that is NaN or infinity")
+        return scores
+
+    return score
+
+
+def _reranker(bundle: Bundle, unit_items: Vectors, rules: EngineRules) -> Callable[[Ranking, IntArray], Ranking]:
+    """From the best items of each user and the rows of the windows to the lists."""
+    match rules.rerank:
+        case "none":
+            return lambda pool, _: pool
+        case "mmr":
+            return lambda pool, _: rerank_mmr(pool, unit_items, rules.k, rules.diversity)
+        case "dpp":
+            return lambda pool, _: rerank_dpp(pool, unit_items, rules.k, rules.diversity)
+        case "calibrated":
+            topics = item_topics(bundle.metadata, bundle.vocabulary)
+            if not topics.names:
+                raise SettingsError(
+                    f"recommendations.rerank is calibrated, but the bundle {bundle.path} names no topic of any item. "
+                    "Export it with metadata, or take mmr or dpp"
+                )
+            return lambda pool, windows: rerank_calibrated(pool, windows, topics, rules.k, rules.diversity)
+
+
+def _trigger(newest: Arrival) -> Trigger:
+    return Trigger(
+        newest.event_id,
+        newest.type,
+        newest.item_id,
+        newest.time_ms,
+        newest.source.topic,
+        newest.source.partition,
+        newest.offset,
+    )
 
 
 def _drifts(vectors: Vectors, previous: Sequence[bytes | None]) -> list[float | None]:

@@ -42,7 +42,7 @@ from streams.errors import (
 )
 from streams.interest.engine import StageSeconds, UserEvents, UserUpdate
 from streams.interest.window import Arrival, InvalidState
-from streams.log.kafka import Extent, Partition, Topic
+from streams.log.topics import Extent, Partition, Topic
 from streams.observe.health import Health
 from streams.observe.metrics import EvolveMetrics
 from streams.settings import Settings
@@ -56,7 +56,7 @@ _Result = TypeVar("_Result")
 
 
 class Outbox(Protocol):
-    """Where recommendations and dead letters go; `streams.log.kafka.Producer` is one."""
+    """Where recommendations and dead letters go; `streams.log.producer.Producer` is one."""
 
     def send(self, topic: str, value: bytes | None, key: bytes | str | None = None, *, headers: Headers = ()) -> None:
         """Hand over a message."""

@@ -10,9 +10,10 @@ from msgspec import Struct
 
 from models.bundle import Bundle, read_bundle
 from streams.errors import AuthenticationFailed, DriftlineError
-from streams.interest.encode import Encoder
-from streams.log.kafka import LogAdmin, Topic
-from streams.services.parts import DEMO_BUNDLE
+from streams.interest.encode import Encoder, open_scorer
+from streams.log.admin import LogAdmin
+from streams.log.topics import Topic
+from streams.services.bundle import bundle_path
 from streams.services.topics import roles
 from streams.settings import Settings
 from streams.store.redis import RedisStore, ServerFacts
@@ -269,9 +270,8 @@ def _check_persistence(facts: ServerFacts) -> Check:
 
 
 def _check_model(settings: Settings) -> list[Check]:
-    path = settings.model.bundle or DEMO_BUNDLE
     try:
-        bundle = read_bundle(path)
+        bundle = read_bundle(bundle_path(settings.model.bundle))
     except DriftlineError as error:
         mend = "export the model again, or set model.bundle (--bundle) to where it is"
         return [Check("bundle", "failed", str(error), mend), _skipped("provider", "there is no model to run")]
@@ -282,6 +282,7 @@ def _check_golden(bundle: Bundle) -> Check:
     config = bundle.config
     try:
         Encoder(bundle, "cpu").verify()
+        open_scorer(bundle, "cpu")
     except DriftlineError as error:
         return Check("bundle", "failed", str(error), "export the model again on a machine where it passes")
     found = f"{config.name} {config.version}, {len(bundle.vocabulary):,} items, dim {config.dim}"

@@ -28,7 +28,8 @@ from faust.types import TP
 from yarl import URL
 
 from streams.errors import DriftlineError, LogUnavailable, StoreUnavailable
-from streams.log.kafka import LogAdmin, Partition
+from streams.log.admin import LogAdmin
+from streams.log.topics import Partition
 from streams.observe.health import Health
 from streams.observe.metrics import EvolveMetrics
 from streams.services.applier import Applier, Received

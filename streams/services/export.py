@@ -1,4 +1,4 @@
-"""Writing exported users to a file: JSON lines, or Parquet. The only file that imports pyarrow."""
+"""Writing exported users to a file: JSON lines, or Parquet."""
 
 from collections.abc import Iterable, Iterator
 from itertools import islice

@@ -25,7 +25,10 @@ from streams.contracts.dead_letter import DeadLetter
 from streams.contracts.event import InvalidEvent, decode_event, event_time_ms
 from streams.contracts.frame import Frame, FrameBuilder, Source, encode_frame, partition_of
 from streams.errors import DeliveryFailed
-from streams.log.kafka import LogAdmin, Message, Partition, Producer, RawReader, sources_of
+from streams.log.admin import LogAdmin
+from streams.log.producer import Producer
+from streams.log.readers import RawReader
+from streams.log.topics import Message, Partition, sources_of
 from streams.observe.health import Health
 from streams.observe.metrics import IngestMetrics
 from streams.settings import Settings

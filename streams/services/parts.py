@@ -1,18 +1,16 @@
 """What evolve is put together from, opened from the settings."""
 
 from dataclasses import dataclass
-from pathlib import Path
 
 from models.bundle import read_bundle
-from streams.interest.encode import Encoder
+from streams.interest.encode import Encoder, open_scorer
 from streams.interest.engine import Engine, EngineRules
-from streams.log.kafka import Producer
+from streams.log.producer import Producer
 from streams.services.applier import EngineLike, Outbox
+from streams.services.bundle import bundle_path
 from streams.settings import Settings
 from streams.store.protocol import StateStore
 from streams.store.redis import RedisStore
-
-DEMO_BUNDLE = Path(__file__).parent.parent / "demo" / "bundle"
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,19 +23,29 @@ class Parts:
 
 
 def open_engine(settings: Settings) -> tuple[Engine, Encoder]:
-    """Load the bundle and its encoder, and replay the golden sample.
+    """Load the bundle with its encoder and scorer, and replay the golden sample.
 
     Raises:
         BundleError: The bundle is missing, broken or tampered with.
         EncoderFailed: It does not run here.
+        SettingsError: The recommendations are to be what this model cannot give.
     """
-    bundle = read_bundle(settings.model.bundle or DEMO_BUNDLE)
+    bundle = read_bundle(bundle_path(settings.model.bundle))
     encoder = Encoder(bundle, settings.model.provider, settings.model.threads)
+    scorer = open_scorer(bundle, settings.model.provider, settings.model.threads)
     chosen = settings.recommendations
     rules = EngineRules(
-        chosen.k, chosen.filter_seen, chosen.because, settings.evolve.dedupe_memory, settings.redis.generation
+        chosen.k,
+        chosen.filter_seen,
+        chosen.because,
+        settings.evolve.dedupe_memory,
+        settings.redis.generation,
+        exploration=chosen.exploration,
+        rerank=chosen.rerank,
+        rerank_pool=chosen.rerank_pool,
+        diversity=chosen.diversity,
     )
-    return Engine(bundle, encoder, rules), encoder
+    return Engine(bundle, encoder, rules, scorer), encoder
 
 
 def open_parts(settings: Settings, engine: Engine) -> Parts:

@@ -26,7 +26,7 @@ _CATCH_UP_S: Final = 0.1
 
 
 class LineSink(Protocol):
-    """Where lines go; `streams.log.kafka.Producer` is one."""
+    """Where lines go; `streams.log.producer.Producer` is one."""
 
     def send(self, topic: str, value: bytes | None, key: bytes | str | None = None) -> None:
         """Hand over a message."""

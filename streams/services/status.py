@@ -7,8 +7,9 @@ from msgspec import Struct
 from models.bundle import read_bundle
 from models.errors import BundleError
 from streams.errors import AuthenticationFailed
-from streams.log.kafka import Committed, Extent, LogAdmin, Partition, Topic
-from streams.services.parts import DEMO_BUNDLE
+from streams.log.admin import LogAdmin
+from streams.log.topics import Committed, Extent, Partition, Topic
+from streams.services.bundle import bundle_path
 from streams.services.topics import partitions_of
 from streams.settings import Settings
 from streams.store.protocol import StateStore, Watermark
@@ -188,7 +189,7 @@ def _output_status(topic: Topic, admin: LogAdmin) -> OutputStatus:
 
 def _model_status(settings: Settings) -> ModelStatus:
     try:
-        config = read_bundle(settings.model.bundle or DEMO_BUNDLE).config
+        config = read_bundle(bundle_path(settings.model.bundle)).config
     except BundleError as error:
         return ModelStatus(None, None, str(error))
     return ModelStatus(config.name, config.version, None)

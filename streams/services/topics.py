@@ -8,7 +8,8 @@ import stamina
 from msgspec import Struct
 
 from streams.errors import StateRefused, TopicMissing, UsageError
-from streams.log.kafka import Extent, LogAdmin, Partition, Topic
+from streams.log.admin import LogAdmin
+from streams.log.topics import Extent, Partition, Topic
 from streams.settings import Settings
 from streams.store.protocol import StateStore, Watermark
 

@@ -13,8 +13,9 @@ from models.bundle import read_bundle
 from models.errors import BundleError
 from streams.contracts.recommendation import Recommendation, Trigger, decode_recommendation
 from streams.errors import StateRefused, UsageError
+from streams.interest.explain import explain_list
 from streams.interest.window import InvalidState, UserState, decode_state
-from streams.services.parts import DEMO_BUNDLE
+from streams.services.bundle import bundle_path
 from streams.settings import Settings
 from streams.store.protocol import StateStore, UserRecord
 
@@ -95,19 +96,57 @@ class ShownUser(Struct, frozen=True):
     recommendations: list[ShownItem]
 
 
+class ExplainedEvent(ShownEvent, frozen=True):
+    """One event of a window, with its age as the model was told it.
+
+    Attributes:
+        age_s: Seconds before the newest event that the model read; None where it did not read this one: it does not know
+            the item, or does not look back so far.
+    """
+
+    age_s: float | None = None
+
+
+class ExplainedItem(Struct, frozen=True):
+    """One item, and how much each event of the window raised its score.
+
+    Attributes:
+        rank: Its place in the user's list; None where it is not in it.
+        score: As the model gives it for the window as it is, without exploration; None where it read no event, for then
+            nothing was scored.
+        contributions: For each event of the window, in that order, how much lower the score would be without it.
+    """
+
+    rank: int | None
+    item_id: str
+    title: str | None
+    score: float | None
+    contributions: list[float]
+
+
+class ExplainedUser(Struct, frozen=True):
+    """A user's list as `driftline users explain` prints it.
+
+    Attributes:
+        window: Oldest first.
+        items: Those of the list, best first, or the one that was asked about.
+    """
+
+    user_id: str
+    model: str
+    recommendation_id: str
+    strategy: str
+    window: list[ExplainedEvent]
+    items: list[ExplainedItem]
+
+
 def show_user(settings: Settings, store: StateStore, user_id: str) -> ShownUser:
     """One user's row, for people.
 
     Raises:
         UnknownUser: There is none.
     """
-    record = store.read_user(user_id)
-    if record is None:
-        raise UnknownUser(
-            f"there is no user {user_id!r} in Redis at {settings.redis.masked_url}, generation "
-            f"{settings.redis.generation}: none of its events was applied, or none for {settings.redis.ttl_days:g} "
-            "days (redis.ttl_days). `driftline status` shows what waits to be applied"
-        )
+    record = _read(settings, store, user_id)
     row = record.row
     state, recommendation = _state(record), _recommendation(record)
     titles = item_titles(settings, row.model)
@@ -135,10 +174,61 @@ def show_user(settings: Settings, store: StateStore, user_id: str) -> ShownUser:
     )
 
 
+def explain_user(settings: Settings, store: StateStore, user_id: str, item_id: str | None = None) -> ExplainedUser:
+    """How much each event of a user's window contributed to each item of the list, or to one item whether in it or not.
+
+    Raises:
+        UnknownUser: There is no such user.
+        UsageError: The settings name another model than the row's, or the model does not know the item.
+        BundleError, EncoderFailed: The model cannot be loaded, or does not work here.
+    """
+    from streams.interest.encode import Encoder, open_scorer  # noqa: PLC0415 - to look at users takes no ONNX Runtime
+
+    record = _read(settings, store, user_id)
+    state, recommendation = _state(record), _recommendation(record)
+    bundle = read_bundle(bundle_path(settings.model.bundle))
+    if bundle.config.version != record.row.model:
+        raise UsageError(
+            f"the list of user {user_id!r} was made with model version {record.row.model}, and the bundle at "
+            f"{bundle.path} is version {bundle.config.version}: name the other bundle with --bundle (model.bundle), or "
+            "explain the user again after the next event, if evolve serves this one"
+        )
+    encoder = Encoder(bundle, settings.model.provider, settings.model.threads)
+    scorer = open_scorer(bundle, settings.model.provider, settings.model.threads)
+    ranks = {item.item_id: item.rank for item in recommendation.items}
+    items = list(ranks) if item_id is None else [item_id]
+    found = explain_list(bundle, encoder.encode, state, items, None if scorer is None else scorer.score)
+    newest_ms = max((time for time, read in zip(state.times, found.read, strict=True) if read), default=0)
+    titles = {known: metadata.title for known, metadata in bundle.metadata.items()}
+    return ExplainedUser(
+        user_id,
+        record.row.model,
+        recommendation.recommendation_id,
+        recommendation.strategy,
+        [
+            ExplainedEvent(
+                event.item_id,
+                event.type,
+                event.event_time,
+                event.event_id,
+                titles.get(event.item_id),
+                (newest_ms - event.event_time) / 1000 if read else None,
+            )
+            for event, read in zip(_window(state), found.read, strict=True)
+        ],
+        [
+            ExplainedItem(ranks.get(item), item, titles.get(item), score if found.read.any() else None, contributions)
+            for item, score, contributions in zip(
+                items, found.scores.tolist(), found.contributions.tolist(), strict=True
+            )
+        ],
+    )
+
+
 def item_titles(settings: Settings, model_version: str) -> Mapping[str, str]:
     """Titles by item id, if the configured bundle is of this version; else none: another model's may differ."""
     try:
-        bundle = read_bundle(settings.model.bundle or DEMO_BUNDLE)
+        bundle = read_bundle(bundle_path(settings.model.bundle))
     except BundleError:
         return {}  # `driftline doctor` says why
     if bundle.config.version != model_version:
@@ -163,6 +253,17 @@ def each_user(records: Iterable[UserRecord]) -> Iterator[ExportedUser]:
         yield ExportedUser(
             record.user_id, _window(_state(record)), vector, _recommendation(record), row.model, row.updated_at
         )
+
+
+def _read(settings: Settings, store: StateStore, user_id: str) -> UserRecord:
+    record = store.read_user(user_id)
+    if record is None:
+        raise UnknownUser(
+            f"there is no user {user_id!r} in Redis at {settings.redis.masked_url}, generation "
+            f"{settings.redis.generation}: none of its events was applied, or none for {settings.redis.ttl_days:g} "
+            "days (redis.ttl_days). `driftline status` shows what waits to be applied"
+        )
+    return record
 
 
 def _window(state: UserState) -> list[WindowEvent]:

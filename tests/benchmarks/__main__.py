@@ -27,6 +27,7 @@ Freshness: from an event's Kafka timestamp (taken when the app hands it to its p
 has read the vector from Redis (`reader.py`).
 With the demo model catching up and freshness are measured unless `--only` asks for more.
 Memory: Redis's used memory over its users; resident sizes after 20,000 events. Script: by Redis's own statistics.
+Lists: processor time on one thread, without Kafka and Redis (`lists.py`): `--only lists` takes seconds.
 """
 
 import sys
@@ -42,8 +43,8 @@ from rich.console import Console
 from export.pooling import write_pooling_bundle
 from streams.errors import DriftlineError
 from streams.observe.logs import configure_logging
-from streams.services.parts import DEMO_BUNDLE
-from tests.benchmarks import catch_up, footprint, live
+from streams.services.bundle import DEMO_BUNDLE
+from tests.benchmarks import catch_up, footprint, lists, live
 from tests.benchmarks.interference import Interference
 from tests.benchmarks.report import Figure, as_json, as_markdown, machine, print_table
 from tests.benchmarks.rig import Assistant, BenchmarkFailed, Rig
@@ -61,6 +62,7 @@ class Part(StrEnum):
     FRESHNESS = "freshness"
     MEMORY = "memory"
     SCRIPT = "script"
+    LISTS = "lists"
 
 
 class Model(StrEnum):
@@ -94,25 +96,40 @@ def main(
     about = machine()
     parts = set(only or Part)
     models = model or ([Model.POOLING] if quick else list(Model))
+    runs = runs or (1 if quick else 3)
     figures: list[Figure] = []
     with tempfile.TemporaryDirectory(prefix="driftline-bench-") as directory:
-        pooling = Path(directory) / "pooling"
-        write_pooling_bundle(pooling, item_ids())
-        with Rig(Path(directory)) as rig:
-            for chosen in models:
-                bundle = pooling if chosen is Model.POOLING else DEMO_BUNDLE
-                if not (bundle / "manifest.json").exists():
-                    log.print(f"{bundle} is not there: nothing is measured with the {chosen} model")
-                    continue
-                # Unless asked for: the engine's own limits are the same with any model.
-                wanted = parts if only or chosen is Model.POOLING else parts - {Part.LIVE, Part.MEMORY}
-                figures += _measure(rig, bundle, chosen, wanted, quick=quick, runs=runs or (1 if quick else 3), log=log)
+        if Part.LISTS in parts:
+            figures += _measure_lists(Path(directory), runs=runs, log=log)
+        if with_servers := parts - {Part.LISTS}:
+            pooling = Path(directory) / "pooling"
+            write_pooling_bundle(pooling, item_ids())
+            with Rig(Path(directory)) as rig:
+                for chosen in models:
+                    bundle = pooling if chosen is Model.POOLING else DEMO_BUNDLE
+                    if not (bundle / "manifest.json").exists():
+                        log.print(f"{bundle} is not there: nothing is measured with the {chosen} model")
+                        continue
+                    # Unless asked for: the engine's own limits are the same with any model.
+                    wanted = with_servers
+                    if not only and chosen is not Model.POOLING:
+                        wanted = with_servers - {Part.LIVE, Part.MEMORY}
+                    figures += _measure(rig, bundle, chosen, wanted, quick=quick, runs=runs, log=log)
     if output is OutputFormat.JSON:
         print(as_json(figures, about))
     elif output is OutputFormat.MARKDOWN:
         print(as_markdown(figures, about))
     else:
         print_table(figures, about, Console())
+
+
+def _measure_lists(directory: Path, *, runs: int, log: Console) -> list[Figure]:
+    interference = Interference()
+    figures = lists.measure(directory, runs=runs, say=lambda what: log.print(f"[dim]{what}[/]"))
+    share = interference.share()
+    for figure in figures:
+        figure.others = share
+    return figures
 
 
 def _measure(

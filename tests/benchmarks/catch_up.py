@@ -5,7 +5,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from streams.log.kafka import TailReader, Topic
+from streams.log.readers import TailReader
+from streams.log.topics import Topic
 from streams.store.redis import RedisStore
 from tests.benchmarks.interference import processor_seconds
 from tests.benchmarks.report import Figure, Goal

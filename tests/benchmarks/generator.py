@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from models.bundle import read_bundle
-from streams.log.kafka import Producer
+from streams.log.producer import Producer
 from streams.settings import KafkaSettings
 from tests.benchmarks.workload import RawEvent, events
 

@@ -10,7 +10,7 @@ from typing import Final
 
 import numpy as np
 
-from streams.log.kafka import Topic
+from streams.log.topics import Topic
 from streams.store.redis import RedisStore
 from tests.benchmarks.report import Figure, Goal
 from tests.benchmarks.rig import GENERATION, Assistant, BenchmarkFailed, Rig, Service, applied, wait_for

@@ -20,7 +20,8 @@ from deploy.local.process import ServerProcess, free_port
 from deploy.local.servers import KafkaServer, RedisServer
 from models.bundle import Bundle, read_bundle
 from streams.errors import LogUnavailable
-from streams.log.kafka import LogAdmin, Partition, Topic
+from streams.log.admin import LogAdmin
+from streams.log.topics import Partition, Topic
 from streams.services.parts import open_engine
 from streams.settings import Settings, load_settings
 from streams.store.redis import RedisStore

@@ -24,7 +24,7 @@ from streams.contracts.event import decode_event, derived_event_id, event_time_m
 from streams.contracts.frame import FRAME_VERSION, Frame, Source, partition_of
 from streams.interest.engine import UserEvents
 from streams.interest.window import Arrival
-from streams.log.kafka import Producer
+from streams.log.producer import Producer
 from streams.services.parts import open_engine
 from streams.settings import load_settings
 from tests.benchmarks.workload import PARTITIONS

@@ -17,7 +17,7 @@ from prometheus_client import CollectorRegistry
 
 from streams.contracts.dead_letter import Headers
 from streams.interest.engine import StageSeconds, UserEvents, UserUpdate
-from streams.log.kafka import Producer
+from streams.log.producer import Producer
 from streams.observe.health import Health
 from streams.observe.http import serve_http
 from streams.observe.logs import configure_logging

@@ -33,7 +33,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from deploy.local.process import free_port
 from streams.errors import LogError
-from streams.log.kafka import LogAdmin, Partition
+from streams.log.admin import LogAdmin
+from streams.log.topics import Partition
 from streams.settings import KafkaSettings
 from tests.integration import crash_worker, oracle
 from tests.integration.oracle import Message

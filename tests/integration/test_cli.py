@@ -333,6 +333,46 @@ def test_users_show_gives_window_vector_and_recommendations_with_titles(ran: Ran
     assert "event-17-1" in table
 
 
+def test_users_explain_says_by_how_much_each_event_raised_each_item_of_the_list(ran: Ran, bundle: Bundle) -> None:
+    explained = ran.terminal.ask("users", "explain", "user-17")
+    shown = ran.terminal.ask("users", "show", "user-17")
+    assert explained["recommendation_id"] == shown["recommendation_id"]
+    assert (explained["model"], explained["strategy"]) == (bundle.config.version, "personal")
+    # The second event is a second after the first.
+    ages = [event.pop("age_s") for event in explained["window"]]
+    assert ages == [1, 0]
+    assert explained["window"] == shown["window"]
+    first, second = (bundle.item_vectors[1 + ITEMS.index(event["item_id"])] for event in shown["window"])
+    for item, listed in zip(explained["items"], shown["recommendations"], strict=True):
+        assert all(item[name] == listed[name] for name in ("rank", "item_id", "title"))
+        assert item["score"] == pytest.approx(listed["score"], abs=1e-6)
+        # The mean of two vectors, less the other one alone, is half of their difference.
+        by = float(bundle.item_vectors[1 + ITEMS.index(item["item_id"])] @ (first - second)) / 2
+        assert item["contributions"] == pytest.approx([by, -by], abs=1e-6)
+
+    seen = shown["window"][0]["item_id"]
+    (other,) = ran.terminal.ask("users", "explain", "user-17", "--item", seen)["items"]
+    assert (other["rank"], other["item_id"], len(other["contributions"])) == (None, seen, 2)
+    best, by = explained["items"][0], explained["items"][0]["contributions"][0]
+    table = ran.terminal.run("users", "explain", "user-17", "--top", "1").stdout.decode()
+    assert best["title"] in table
+    assert f"{by:+.4f}" in table
+    assert f"{-by:+.4f}" in table
+
+
+def test_what_cannot_be_explained_is_an_error_that_says_why(ran: Ran, tmp_path: Path) -> None:
+    other = write_pooling_bundle(tmp_path / "other", ITEMS, dim=8, seed=1)
+    for arguments, code, message in (
+        (("nobody",), 1, "there is no user 'nobody'"),
+        (("user-17", "--item", "no-such"), 2, "item 'no-such' is not among the 20 items of the model pooling"),
+        (("user-17", "--bundle", str(other.path)), 2, f"version {other.config.version}: name the other bundle"),
+    ):
+        finished = ran.terminal.run("users", "explain", *arguments)
+        assert finished.returncode == code
+        assert message in finished.stderr.decode()
+        assert "Traceback" not in finished.stderr.decode()
+
+
 def test_titles_of_another_model_are_not_shown(ran: Ran, tmp_path: Path) -> None:
     other = write_pooling_bundle(tmp_path / "other", ITEMS, dim=8, seed=1)
     shown = ran.terminal.ask("users", "show", "user-17", "--bundle", str(other.path))

@@ -14,7 +14,7 @@ from prometheus_client import CollectorRegistry
 
 from deploy.local.servers import KafkaServer
 from streams.errors import DriftlineError, TopicMissing
-from streams.log.kafka import LogAdmin
+from streams.log.admin import LogAdmin
 from streams.observe.health import Health
 from streams.observe.metrics import IngestMetrics
 from streams.services.ingest import Ingest

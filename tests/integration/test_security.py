@@ -36,7 +36,9 @@ from export.pooling import write_pooling_bundle
 from models.spec import WindowRule
 from streams.errors import AuthenticationFailed, DriftlineError, SettingsError, TopicMissing
 from streams.interest.engine import UserRow
-from streams.log.kafka import LogAdmin, Producer, RawReader, TailReader
+from streams.log.admin import LogAdmin
+from streams.log.producer import Producer
+from streams.log.readers import RawReader, TailReader
 from streams.settings import KafkaSettings, RedisSettings, load_settings
 from streams.store.protocol import Swap, Watermark
 from streams.store.redis import RedisStore

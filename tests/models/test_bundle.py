@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import shutil
 from collections.abc import Callable
@@ -9,9 +10,10 @@ import numpy as np
 import pytest
 
 from export.pooling import write_pooling_bundle
-from models.bundle import HASHED, Bundle, read_bundle, write_bundle
+from models.bundle import HASHED, SCORER, Bundle, Golden, GoldenScores, read_bundle, write_bundle
 from models.errors import BundleError
 from models.spec import Vectors, WindowRule
+from tests.small_models import rewritten, write_scored_bundle, write_variational_bundle
 
 ITEM_IDS = [f"item-{number}" for number in range(30)]
 
@@ -37,16 +39,7 @@ def replace(path: Path, name: str, content: bytes) -> None:
 def rewrite(whole: Path, path: Path, change: Callable[[Vectors], Vectors]) -> Bundle:
     """Write the whole bundle again with other item vectors."""
     bundle = read_bundle(whole)
-    return write_bundle(
-        path,
-        config=bundle.config,
-        encoder=bundle.encoder_path.read_bytes(),
-        vocabulary=bundle.vocabulary,
-        item_vectors=change(bundle.item_vectors.copy()),
-        metadata=bundle.metadata,
-        golden=bundle.golden,
-        provenance=bundle.manifest,
-    )
+    return rewritten(bundle, path, item_vectors=change(bundle.item_vectors.copy()))
 
 
 def test_what_is_written_is_read_back(whole: Path) -> None:
@@ -191,3 +184,137 @@ def test_a_popular_item_that_the_vocabulary_lacks_is_refused(whole: Path, tmp_pa
 def test_a_window_rule_that_cannot_be_followed_is_refused(most: int, keep: int) -> None:
     with pytest.raises(ValueError, match="1 <= keep <= max"):
         WindowRule(max=most, keep=keep)
+
+
+# The optional parts
+
+DEMO = Path(__file__).parents[2] / "streams" / "demo" / "bundle"
+
+
+@pytest.fixture(scope="module")
+def scored(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_scored_bundle(tmp_path_factory.mktemp("bundles") / "scored", ITEM_IDS, candidates=12).path
+
+
+@pytest.fixture
+def scored_copy(scored: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(scored, tmp_path / "scored"))
+
+
+def test_a_bundle_without_the_optional_parts_keeps_the_version_and_the_files_that_it_had_before_they_existed() -> None:
+    bundle = read_bundle(DEMO)
+    assert bundle.config.version == "e6d891620a11"
+    assert (bundle.config.candidates, bundle.scorer_path) == (None, None)
+    assert bundle.golden.deviations is None
+    assert bundle.golden.scores is None
+
+
+def test_a_bundle_without_a_scorer_says_nothing_of_one(whole: Path) -> None:
+    assert "candidates" not in json.loads((whole / "config.json").read_bytes())
+    assert not (whole / SCORER).exists()
+
+
+def test_a_scorer_is_read_back_with_its_golden_sample(scored: Path) -> None:
+    bundle = read_bundle(scored)
+    assert bundle.config.candidates == 12
+    assert bundle.scorer_path == scored / SCORER
+    assert bundle.scorer_path.is_file()
+    assert set(bundle.manifest.files) == {*HASHED, SCORER}
+    golden = bundle.golden.scores
+    assert golden is not None
+    assert golden.candidates.shape == golden.scores.shape == (len(bundle.golden.vectors), 31)
+
+
+def test_deviations_are_read_back(tmp_path: Path) -> None:
+    bundle = write_variational_bundle(tmp_path / "bundle", ITEM_IDS)
+    assert bundle.golden.deviations is not None
+    assert bundle.golden.deviations.tolist() == np.abs(bundle.golden.vectors).tolist()
+
+
+def test_two_scorers_make_two_versions_and_so_do_two_numbers_of_candidates(scored: Path, tmp_path: Path) -> None:
+    bundle = read_bundle(scored)
+    content = (scored / SCORER).read_bytes()
+    fewer = msgspec.structs.replace(bundle.config, candidates=11)
+    versions = {
+        bundle.config.version,
+        rewritten(bundle, tmp_path / "other", scorer=content + b"\0").config.version,
+        rewritten(bundle, tmp_path / "fewer", scorer=content, config=fewer).config.version,
+    }
+    assert len(versions) == 3
+    assert rewritten(bundle, tmp_path / "same", scorer=content).config.version == bundle.config.version
+
+
+def test_one_changed_byte_of_the_scorer_is_found(scored_copy: Path) -> None:
+    content = bytearray((scored_copy / SCORER).read_bytes())
+    content[len(content) // 2] ^= 1
+    (scored_copy / SCORER).write_bytes(content)
+    with pytest.raises(BundleError, match=r"scorer\.onnx was changed after the export"):
+        read_bundle(scored_copy)
+
+
+def test_a_scorer_of_another_model_is_refused_even_where_the_manifest_agrees(scored_copy: Path) -> None:
+    replace(scored_copy, SCORER, (scored_copy / SCORER).read_bytes() + b"\0")
+    with pytest.raises(BundleError, match=r"config\.json says version .* files of two models"):
+        read_bundle(scored_copy)
+
+
+def test_candidates_without_a_scorer_and_a_scorer_without_candidates_are_refused(scored: Path, tmp_path: Path) -> None:
+    bundle = read_bundle(scored)
+    with pytest.raises(
+        BundleError, match=r"asks for 12 candidates to be scored, but manifest.json lists no scorer\.onnx"
+    ):
+        rewritten(bundle, tmp_path / "bad")
+    unscored = msgspec.structs.replace(bundle.config, candidates=None)
+    golden = dataclasses.replace(bundle.golden, scores=None)
+    with pytest.raises(BundleError, match=r"scorer\.onnx is there, but config\.json does not say how many candidates"):
+        rewritten(bundle, tmp_path / "bad", config=unscored, golden=golden, scorer=b"scorer")
+    assert not (tmp_path / "bad").exists()
+
+
+def test_a_scorer_put_beside_a_bundle_that_does_not_know_of_it_is_refused(copy: Path) -> None:
+    (copy / SCORER).write_bytes(b"scorer")
+    with pytest.raises(BundleError, match=r"scorer\.onnx is there, but config\.json does not say"):
+        read_bundle(copy)
+
+
+def with_scores(golden: Golden, candidates: object, scores: object) -> Golden:
+    return dataclasses.replace(golden, scores=GoldenScores(np.array(candidates), np.array(scores)))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda golden: dataclasses.replace(golden, scores=None), "it has neither"),
+        (lambda golden: with_scores(golden, np.full((8, 2), 31), np.zeros((8, 2), np.float32)), "outside 0 to 30"),
+        (
+            lambda golden: with_scores(golden, np.ones((8, 2), np.int64), np.zeros((8, 3), np.float32)),
+            r"shape \(8, 3\)",
+        ),
+        (lambda golden: with_scores(golden, np.ones((8, 2), np.int64), np.zeros((8, 2))), "float64, not float32"),
+        (lambda golden: with_scores(golden, np.ones((8, 0), np.int64), np.zeros((8, 0), np.float32)), r"\(batch, n\)"),
+        (
+            lambda golden: with_scores(golden, np.ones((8, 1), np.int64), np.full((8, 1), np.nan, np.float32)),
+            "NaN or infinity",
+        ),
+        (lambda golden: dataclasses.replace(golden, deviations=-np.ones((8, 8), np.float32)), "deviation is negative"),
+        (lambda golden: dataclasses.replace(golden, deviations=np.ones((8, 7), np.float32)), r"deviations has shape"),
+    ],
+)
+def test_a_golden_sample_that_cannot_prove_the_parts_is_refused(
+    scored: Path, tmp_path: Path, change: Callable[[Golden], Golden], message: str
+) -> None:
+    bundle = read_bundle(scored)
+    with pytest.raises(BundleError, match=message):
+        rewritten(bundle, tmp_path / "bad", golden=change(bundle.golden), scorer=(scored / SCORER).read_bytes())
+
+
+def test_golden_scores_without_a_scorer_are_refused(whole: Path, tmp_path: Path) -> None:
+    bundle = read_bundle(whole)
+    golden = with_scores(bundle.golden, np.ones((8, 2), np.int64), np.zeros((8, 2), np.float32))
+    with pytest.raises(BundleError, match="needs candidates and scores where there is a scorer"):
+        rewritten(bundle, tmp_path / "bad", golden=golden)
+
+
+def test_a_scorer_of_no_candidates_is_refused(whole: Path) -> None:
+    with pytest.raises(ValueError, match="a scorer needs at least 1 candidate, not 0"):
+        msgspec.structs.replace(read_bundle(whole).config, candidates=0)

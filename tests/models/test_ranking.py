@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from models.ranking import closest_in_window, rank_items
+from models.ranking import closest_in_window, rank_candidates, rank_items, unit_vectors
 from models.spec import IntArray, Vectors
 
 NO_SEEN = np.zeros((1, 1), np.int64)
@@ -110,6 +110,53 @@ def test_many_users_are_ranked_as_each_alone() -> None:
     rows, scores = best_by_sorting_everything(users, items, seen, 10)
     assert together.rows.tolist() == rows
     assert together.scores.tolist() == scores
+
+
+def by_distance_to_three(users: Vectors, candidates: IntArray) -> Vectors:
+    """A scorer that likes item 3 best, then 2 and 4, and padding better than any item."""
+    scores: Vectors = np.where(candidates == 0, 100.0, -np.abs(candidates - 3.0)).astype(np.float32)
+    return scores
+
+
+def test_candidates_are_retrieved_by_dot_product_and_ordered_by_the_scorer() -> None:
+    # Dot products fall from item 5 to item 1: three candidates are items 5, 4 and 3.
+    items = vectors([[0], [1], [2], [3], [4], [5]])
+    ranking = rank_candidates(vectors([[1]]), items, NO_SEEN, by_distance_to_three, candidates=3, k=2)
+    assert ranking.rows.tolist() == [[3, 4]]
+    assert ranking.scores.tolist() == [[0.0, -1.0]]
+    # What was seen is no candidate; equal scores are in the order of their rows.
+    ranking = rank_candidates(vectors([[1]]), items, np.array([[3]]), by_distance_to_three, candidates=3, k=3)
+    assert ranking.rows.tolist() == [[2, 4, 5]]
+
+
+def test_padding_is_never_kept_however_well_it_scores() -> None:
+    items = vectors([[0], [1], [2], [3]])
+    ranking = rank_candidates(vectors([[1]]), items, np.array([[2]]), by_distance_to_three, candidates=5, k=4)
+    assert ranking.rows.tolist() == [[3, 1, -1, -1]]
+    assert ranking.scores.tolist() == [[0.0, -2.0, -np.inf, -np.inf]]
+
+
+def test_the_scorer_is_given_the_users_vectors_and_rows_of_items_or_padding() -> None:
+    given: list[tuple[Vectors, IntArray]] = []
+
+    def score(users: Vectors, candidates: IntArray) -> Vectors:
+        given.append((users, candidates))
+        return np.zeros(candidates.shape, np.float32)
+
+    users = vectors([[1], [-1]])
+    rank_candidates(users, vectors([[0], [1], [2]]), np.array([[0], [1]]), score, candidates=3, k=1)
+    ((found, candidates),) = given
+    assert found is users
+    assert candidates.tolist() == [[2, 1, 0], [2, 0, 0]]
+
+
+def test_more_items_than_candidates_cannot_be_kept() -> None:
+    with pytest.raises(ValueError, match="3 items cannot be kept of 2 candidates"):
+        rank_candidates(vectors([[1]]), vectors([[0], [1]]), NO_SEEN, by_distance_to_three, candidates=2, k=3)
+
+
+def test_unit_vectors_have_length_1_and_zeros_stay_zeros() -> None:
+    assert unit_vectors(vectors([[0, 0], [3, 4], [0, -2]])) == pytest.approx(vectors([[0, 0], [0.6, 0.8], [0, -1]]))
 
 
 UNIT = vectors([[0, 0], [1, 0], [0.8, 0.6], [0, 1], [-1, 0]])

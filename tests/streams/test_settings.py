@@ -523,6 +523,16 @@ def test_a_certificate_file_that_cannot_be_used_is_named(tmp_path: Path) -> None
         kafka.security()
 
 
+def test_a_pool_that_is_smaller_than_the_list_is_refused_where_it_is_used() -> None:
+    given = {"recommendations.k": 200}
+    assert load_settings(given, environ={}).recommendations.rerank_pool == 100
+    message = refused({**given, "recommendations.rerank": "mmr"})
+    assert message == (
+        "flag --k; flag --rerank: in recommendations: rerank_pool is 100 and k is 200: rerank needs a pool of at "
+        "least k"
+    )
+
+
 # The table
 
 

@@ -1,8 +1,9 @@
 import io
 
+import pytest
 from rich.console import Console
 
-from streams.cli.results import table, time_of, visible
+from streams.cli.results import duration_of, table, time_of, visible
 
 
 def rendered(console_input: object) -> str:
@@ -29,3 +30,22 @@ def test_a_table_shows_brackets_as_they_are_groups_digits_and_marks_what_is_miss
 def test_times_are_utc_to_the_millisecond_and_one_beyond_the_calendar_is_its_number() -> None:
     assert time_of(1_700_000_000_123) == "2023-11-14 22:13:20.123Z"
     assert time_of(10**18) == str(10**18)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [
+        (0, "0 s"),
+        (0.25, "0.25 s"),
+        (59.999, "59.999 s"),
+        (60, "1 min"),
+        (125.9, "2 min 5 s"),
+        (3_600, "1 h"),
+        (2 * 3_600 + 59, "2 h"),
+        (86_399, "23 h 59 min"),
+        (3 * 86_400 + 4 * 3_600 + 5, "3 d 4 h"),
+        (1_000 * 86_400, "1,000 d"),
+    ],
+)
+def test_a_duration_is_said_in_its_two_largest_units(seconds: float, words: str) -> None:
+    assert duration_of(seconds) == words

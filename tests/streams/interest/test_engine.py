@@ -1,5 +1,6 @@
 from collections.abc import Sequence
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -7,13 +8,27 @@ from numpy.typing import NDArray
 
 from export.pooling import write_pooling_bundle
 from models.bundle import Bundle
-from models.spec import Vectors, WindowRule
+from models.ranking import Ranking, rank_items, unit_vectors
+from models.rerank import item_topics, rerank_calibrated, rerank_dpp, rerank_mmr
+from models.spec import IntArray, ItemMetadata, Vectors, WindowRule
 from models.windows import WindowInputs
 from streams.contracts.frame import Frame, Source
 from streams.contracts.recommendation import Recommendation, Trigger, decode_recommendation, recommendation_id
-from streams.interest.encode import Encoder
-from streams.interest.engine import Engine, EngineRules, NotFiniteError, StageSeconds, UserEvents, UserRow, UserUpdate
+from streams.errors import SettingsError
+from streams.interest.encode import Encoder, open_scorer
+from streams.interest.engine import (
+    Engine,
+    EngineRules,
+    NotFiniteError,
+    Rerank,
+    StageSeconds,
+    UserEvents,
+    UserRow,
+    UserUpdate,
+)
 from streams.interest.window import Arrival, InvalidState, decode_state
+from tests.small_models import write_scored_bundle, write_variational_bundle
+from tests.streams.interest.normal_oracle import box_muller
 
 ITEMS = [f"i{number}" for number in range(30)]
 NOW_MS = 1_767_225_600_000
@@ -265,6 +280,10 @@ class GivesNan:
         vectors[inputs.items[:, 0] == 3] = np.nan
         return vectors
 
+    def encode_posterior(self, inputs: WindowInputs) -> tuple[Vectors, Vectors]:
+        vectors = np.ones((len(inputs), 8), np.float32)
+        return vectors, self.encode(inputs)
+
     def verify(self) -> None:
         return None
 
@@ -286,3 +305,210 @@ def test_the_engine_names_its_model(bundle: Bundle, tmp_path: Path) -> None:
     other = write_pooling_bundle(tmp_path / "other", ITEMS, dim=8, seed=1)
     assert engine_of(bundle).model_name == "pooling"
     assert engine_of(bundle).model_version == bundle.config.version != engine_of(other).model_version
+
+
+# Scorers
+
+
+@pytest.fixture(scope="module")
+def scored(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    return write_scored_bundle(
+        tmp_path_factory.mktemp("engine") / "scored",
+        ITEMS,
+        candidates=6,
+        metadata={item: ItemMetadata(item, (f"topic {number % 3}",)) for number, item in enumerate(ITEMS)},
+    )
+
+
+def scored_engine(
+    bundle: Bundle, *, k: int = 4, rerank: Rerank = "none", pool: int = 100, diversity: float = 0.0
+) -> Engine:
+    rules = EngineRules(k, True, 2, 8, "g1", rerank=rerank, rerank_pool=pool, diversity=diversity)
+    return Engine(bundle, Encoder(bundle, "cpu"), rules, open_scorer(bundle, "cpu"))
+
+
+def ids_of(row: UserRow) -> list[str]:
+    return [item.item_id for item in list_of(row).items]
+
+
+def test_candidates_are_retrieved_by_dot_product_and_the_list_is_the_scorers(scored: Bundle) -> None:
+    of = table(scored)
+    mean = (of["i3"] + of["i7"]) / 2
+    unseen = [item for item in ITEMS if item not in ("i3", "i7")]
+    candidates = sorted(unseen, key=lambda item: -float(of[item] @ mean))[:6]
+    gaps = {item: float(((of[item] - mean) ** 2).sum()) for item in unseen}
+    best = sorted(candidates, key=gaps.__getitem__)[:4]
+    row = row_of(evolve_one(scored_engine(scored), clicks("i3", "i7")))
+    assert ids_of(row) == best
+    assert [item.score for item in list_of(row).items] == pytest.approx([-gaps[item] for item in best], abs=1e-5)
+    # Neither what all items would give nor what dot products would.
+    assert best != sorted(unseen, key=gaps.__getitem__)[:4]
+    assert best != candidates[:4]
+
+
+@pytest.mark.parametrize("k", [6, 7, 29, 200])
+def test_a_list_longer_than_the_candidates_has_as_many_scored_as_it_needs(scored: Bundle, k: int) -> None:
+    found = ids_of(row_of(evolve_one(scored_engine(scored, k=k), clicks("i3"))))
+    assert len(set(found)) == len(found) == min(k, 29)
+    assert set(found) <= set(ITEMS) - {"i3"}
+
+
+class OneScore:
+    """A scorer that has the same to say of everything."""
+
+    def __init__(self, value: float) -> None:
+        self.value = value
+        self.verified = 0
+
+    def score(self, vectors: Vectors, candidates: IntArray) -> Vectors:
+        return np.full(candidates.shape, self.value, np.float32)
+
+    def verify(self) -> None:
+        self.verified += 1
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_a_score_that_is_no_number_is_an_error(scored: Bundle, value: float) -> None:
+    engine = Engine(scored, Encoder(scored, "cpu"), EngineRules(4, True, 2, 8, "g1"), OneScore(value))
+    with pytest.raises(NotFiniteError, match="the scorer gave a score that is NaN or infinity"):
+        evolve_one(engine, clicks("i3"))
+
+
+def test_the_scorer_is_verified_with_the_encoder(scored: Bundle) -> None:
+    scorer = OneScore(0.0)
+    Engine(scored, Encoder(scored, "cpu"), EngineRules(4, True, 2, 8, "g1"), scorer).verify()
+    assert scorer.verified == 1
+
+
+def test_an_engine_without_its_scorer_is_not_made_nor_one_with_a_scorer_too_many(
+    bundle: Bundle, scored: Bundle
+) -> None:
+    rules = EngineRules(4, True, 2, 8, "g1")
+    with pytest.raises(ValueError, match="a scorer belongs to an engine if and only if its bundle has one"):
+        Engine(scored, Encoder(scored, "cpu"), rules)
+    with pytest.raises(ValueError, match="a scorer belongs to an engine if and only if its bundle has one"):
+        Engine(bundle, Encoder(bundle, "cpu"), rules, OneScore(0.0))
+
+
+# Exploration
+
+
+@pytest.fixture(scope="module")
+def variational(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    return write_variational_bundle(tmp_path_factory.mktemp("engine") / "variational", ITEMS)
+
+
+def exploring(bundle: Bundle, exploration: float) -> Engine:
+    return Engine(bundle, Encoder(bundle, "cpu"), EngineRules(4, True, 2, 8, "g1", exploration=exploration))
+
+
+@pytest.mark.parametrize("exploration", [0.5, 1.0, 3.0])
+def test_exploring_ranks_by_a_sample_that_follows_from_the_recommendations_id(
+    variational: Bundle, exploration: float
+) -> None:
+    of = table(variational)
+    mean = (of["i3"] + of["i7"]) / 2
+    row = row_of(evolve_one(exploring(variational, exploration), clicks("i3", "i7")))
+    noise = np.array(box_muller(list_of(row).recommendation_id, 8))
+    sample = mean + exploration * np.abs(mean) * noise
+    best = sorted((item for item in ITEMS if item not in ("i3", "i7")), key=lambda item: -float(of[item] @ sample))
+    assert ids_of(row) == best[:4]
+    # What is kept and measured is the mean.
+    np.testing.assert_allclose(np.frombuffer(row.vector, "<f4"), mean, atol=1e-6)
+
+
+def test_a_replay_gives_the_identical_list_for_the_identical_id_and_another_event_another_list(
+    variational: Bundle,
+) -> None:
+    live, replay = exploring(variational, 1.0), exploring(variational, 1.0)
+    first = row_of(evolve_one(live, clicks("i3", "i7")))
+    row = None
+    for event in clicks("i3", "i7"):
+        row = row_of(evolve_one(replay, [event], row))
+    assert row is not None
+    assert list_of(row).recommendation_id == list_of(first).recommendation_id
+    assert list_of(row).items == list_of(first).items
+    # The same vector after another event: another id, and so another sample.
+    lists = {tuple(ids_of(row_of(evolve_one(live, clicks("i3", "i7", start=start))))) for start in range(1, 9)}
+    assert len(lists) > 1
+
+
+def test_exploration_of_0_is_the_list_of_the_vector(variational: Bundle) -> None:
+    assert ids_of(row_of(evolve_one(exploring(variational, 0.0), clicks("i3", "i7")))) == ids_of(
+        row_of(evolve_one(engine_of(variational), clicks("i3", "i7")))
+    )
+
+
+def test_exploration_with_a_model_that_is_not_variational_is_refused(bundle: Bundle) -> None:
+    with pytest.raises(
+        SettingsError, match=r"recommendations\.exploration is 0\.5, but the model 'pooling' of .* is not"
+    ):
+        exploring(bundle, 0.5)
+
+
+def test_a_deviation_that_is_no_number_is_an_error(variational: Bundle) -> None:
+    engine = Engine(variational, GivesNan(), EngineRules(4, True, 2, 8, "g1", exploration=1.0))
+    with pytest.raises(NotFiniteError, match="NaN or infinity"):
+        evolve_one(engine, clicks("i2"))  # its row is 3
+
+
+# Re-ranking
+
+RERANKERS: tuple[Rerank, ...] = tuple(name for name in get_args(Rerank) if name != "none")
+
+
+@pytest.mark.parametrize("rerank", RERANKERS)
+def test_a_diversity_of_0_gives_the_list_of_no_reranking(scored: Bundle, rerank: Rerank) -> None:
+    # Also with a pool of more than the 6 that are scored.
+    for pool in (4, 8, 100):
+        plain = row_of(evolve_one(scored_engine(scored), clicks("i3", "i7")))
+        reranked = row_of(evolve_one(scored_engine(scored, rerank=rerank, pool=pool), clicks("i3", "i7")))
+        assert list_of(reranked).items == list_of(plain).items
+
+
+@pytest.mark.parametrize("rerank", RERANKERS)
+def test_a_list_is_chosen_from_the_pool_by_the_method_that_was_asked_for(
+    scored: Bundle, tmp_path: Path, rerank: Rerank
+) -> None:
+    plain = write_pooling_bundle(tmp_path / "bundle", ITEMS, dim=8, metadata=scored.metadata)
+    rules = EngineRules(4, True, 2, 8, "g1", rerank=rerank, rerank_pool=12, diversity=0.6)
+    row = row_of(evolve_one(Engine(plain, Encoder(plain, "cpu"), rules), clicks("i3", "i7")))
+    vector = np.frombuffer(row.vector, "<f4")[None]
+    window = np.array([[plain.vocabulary.rows["i3"], plain.vocabulary.rows["i7"]]])
+    pool = rank_items(vector, plain.item_vectors, window, 12)
+    topics = item_topics(plain.metadata, plain.vocabulary)
+    unit = unit_vectors(plain.item_vectors)
+    expected = {
+        "mmr": rerank_mmr(pool, unit, 4, 0.6),
+        "dpp": rerank_dpp(pool, unit, 4, 0.6),
+        "calibrated": rerank_calibrated(pool, window, topics, 4, 0.6),
+    }[rerank]
+    assert [(item.item_id, item.score) for item in list_of(row).items] == _pairs(plain, expected)
+    assert ids_of(row) != [plain.vocabulary.ids[best] for best in pool.rows[0, :4].tolist()]
+
+
+def _pairs(bundle: Bundle, ranking: Ranking) -> list[tuple[str, float]]:
+    return [
+        (bundle.vocabulary.ids[row], score)
+        for row, score in zip(ranking.rows[0].tolist(), ranking.scores[0].tolist(), strict=True)
+    ]
+
+
+@pytest.mark.parametrize("rerank", RERANKERS)
+def test_scored_candidates_are_reranked_by_their_scores(scored: Bundle, rerank: Rerank) -> None:
+    plain = ids_of(row_of(evolve_one(scored_engine(scored, k=10), clicks("i3", "i7"))))
+    row = row_of(evolve_one(scored_engine(scored, rerank=rerank, diversity=0.7), clicks("i3", "i7")))
+    assert set(ids_of(row)) < set(plain)
+    assert ids_of(row) != plain[:4]
+
+
+@pytest.mark.parametrize("rerank", RERANKERS)
+def test_a_user_with_fewer_unseen_items_than_the_pool_gets_them_all(scored: Bundle, rerank: Rerank) -> None:
+    found = ids_of(row_of(evolve_one(scored_engine(scored, k=50, rerank=rerank, diversity=0.5), clicks("i3"))))
+    assert sorted(found) == sorted(set(ITEMS) - {"i3"})
+
+
+def test_calibrating_to_topics_that_the_bundle_does_not_name_is_refused(bundle: Bundle) -> None:
+    rules = EngineRules(4, True, 2, 8, "g1", rerank="calibrated")
+    with pytest.raises(SettingsError, match=r"recommendations\.rerank is calibrated, but the bundle .* names no topic"):
+        Engine(bundle, Encoder(bundle, "cpu"), rules)

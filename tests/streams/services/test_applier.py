@@ -803,6 +803,7 @@ class _Unverified:
     def __init__(self, inner: Encoder, wrong: Bundle) -> None:
         self._wrong = wrong
         self.encode = inner.encode
+        self.encode_posterior = inner.encode_posterior
 
     def verify(self) -> None:
         Encoder(self._wrong, "cpu")

@@ -4,7 +4,8 @@ from typing import cast
 import pytest
 
 from streams.contracts.frame import Source
-from streams.log.kafka import Committed, Extent, GroupMember, LogAdmin, Partition, Topic
+from streams.log.admin import LogAdmin
+from streams.log.topics import Committed, Extent, GroupMember, Partition, Topic
 from streams.services.status import PipelineStatus, pipeline_status
 from streams.settings import Settings
 from streams.store.memory import MemoryStore

@@ -15,7 +15,7 @@ from streams.contracts.frame import FrameBuilder, Source, encode_frame, partitio
 from streams.interest.encode import Encoder
 from streams.interest.engine import Engine, EngineRules, VectorEncoder
 from streams.interest.window import decode_state
-from streams.log.kafka import Extent, Partition, Topic
+from streams.log.topics import Extent, Partition, Topic
 from streams.observe.health import Health
 from streams.observe.metrics import EvolveMetrics
 from streams.services.applier import Applier, EngineLike, Outbox, Received
@@ -145,6 +145,9 @@ class PoisonedEncoder:
             self._calls = None if self._calls is None else self._calls - 1
             raise self._error()
         return self._inner.encode(inputs)
+
+    def encode_posterior(self, inputs: WindowInputs) -> tuple[Vectors, Vectors]:
+        return self._inner.encode_posterior(inputs)
 
     def verify(self) -> None:
         self._inner.verify()

@@ -1,0 +1,191 @@
+"""Asking Kafka what there is, and the few changes that an operator makes."""
+
+from collections.abc import Iterable, Mapping
+from time import monotonic
+from typing import Any, Final, Self
+
+from confluent_kafka import (
+    OFFSET_INVALID,
+    ConsumerGroupTopicPartitions,
+    KafkaError,
+    KafkaException,
+    TopicCollection,
+    TopicPartition,
+)
+from confluent_kafka import Consumer as KafkaConsumer
+from confluent_kafka.admin import AdminClient, ConfigResource, NewTopic  # type: ignore[attr-defined]  # 2.16
+
+from streams.errors import TopicMissing, UsageError
+from streams.log.connection import ANSWER_S, CREDENTIAL_ERRORS, Connection
+from streams.log.topics import Committed, Extent, GroupMember, Partition, Topic
+from streams.settings import KafkaSettings
+
+# The first wait for an answer; each that follows is twice as long, so that a slow connection gets its time.
+_FIRST_WAIT_S: Final = 0.2
+
+
+class LogAdmin:
+    """What an operator and a starting worker ask of Kafka. Close it, or use it as a context."""
+
+    def __init__(self, settings: KafkaSettings, group: str = "driftline-admin") -> None:
+        self._connection = Connection(settings)
+        self._group = group
+        self._admin = self._connection.client(AdminClient)
+        self._consumer = self._connection.client(KafkaConsumer, {"group.id": group, "enable.auto.commit": False})
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._consumer.close()
+
+    def topics(self, names: Iterable[str]) -> dict[str, Topic]:
+        """The topics with these names.
+
+        Raises:
+            TopicMissing: One does not exist.
+        """
+        found = self.existing_topics(names)
+        missing = sorted(set(names) - set(found))
+        if missing:
+            raise TopicMissing(
+                f"Kafka at {self._connection.servers} has no topic {', '.join(missing)}{self._connection.visible}; "
+                "`driftline topics create` makes the topics"
+            )
+        return found
+
+    def existing_topics(self, names: Iterable[str]) -> dict[str, Topic]:
+        """Those of the topics that exist."""
+        metadata = self._connection.ask("list its topics", self._metadata)
+        counts = {
+            name: len(metadata.topics[name].partitions)
+            for name in names
+            if name in metadata.topics and metadata.topics[name].error is None
+        }
+        # librdkafka's mock cluster answers no DescribeTopics and has no topic ids; it does name itself.
+        if (metadata.cluster_id or "").startswith("mockCluster"):
+            return {name: Topic(name, "", count) for name, count in counts.items()}
+        described = self._admin.describe_topics(TopicCollection(list(counts)), request_timeout=ANSWER_S)
+        ids = {
+            name: self._connection.ask(f"describe topic {name}", lambda f=future: f.result())  # type: ignore[misc]
+            for name, future in described.items()
+        }
+        return {name: Topic(name, str(ids[name].topic_id), count) for name, count in counts.items()}
+
+    def _metadata(self) -> Any:  # 2.16 declares that a cluster has no id
+        """The cluster's brokers and topics, asked for in slices: librdkafka would try a wrong password to the end."""
+        deadline = monotonic() + ANSWER_S
+        wait_s = _FIRST_WAIT_S
+        while True:
+            try:
+                return self._consumer.list_topics(timeout=min(wait_s, max(0.1, deadline - monotonic())))
+            except KafkaException:
+                self._consumer.poll(_FIRST_WAIT_S)  # lets `_remember` hear what the brokers said
+                if self._connection.is_refused or monotonic() >= deadline:
+                    raise
+                wait_s *= 2
+
+    def create_topic(self, name: str, partitions: int, replication_factor: int, config: Mapping[str, str]) -> None:
+        """Make a topic.
+
+        Raises:
+            UsageError: Kafka refuses, as when there are fewer brokers than copies.
+        """
+        futures = self._admin.create_topics(
+            [NewTopic(name, partitions, replication_factor, config=dict(config))], request_timeout=ANSWER_S
+        )
+        try:
+            futures[name].result()
+        except KafkaException as error:
+            kafka_error = error.args[0]
+            if kafka_error.code() == KafkaError.TOPIC_ALREADY_EXISTS:
+                return
+            if kafka_error.retriable() or kafka_error.code() in CREDENTIAL_ERRORS or kafka_error.code() < 0:
+                raise self._connection.translated(kafka_error, f"create topic {name}") from error
+            raise UsageError(f"Kafka refuses to create topic {name}: {kafka_error.str()}") from error
+
+    def topic_configs(self, names: Iterable[str]) -> dict[str, dict[str, str]]:
+        """The configuration of topics that exist, the broker's defaults included; librdkafka's mock has no answer."""
+        wanted = [ConfigResource(ConfigResource.Type.TOPIC, name) for name in names]
+        futures = self._admin.describe_configs(wanted, request_timeout=ANSWER_S) if wanted else {}
+        return {
+            resource.name: {
+                name: entry.value
+                for name, entry in self._connection.ask(
+                    f"describe topic {resource.name}",
+                    lambda f=future: f.result(),  # type: ignore[misc]
+                ).items()
+                if entry.value is not None
+            }
+            for resource, future in futures.items()
+        }
+
+    def extents(self, partitions: Iterable[Partition]) -> dict[Partition, Extent]:
+        """Where each partition's log starts and ends."""
+        return {
+            partition: Extent(
+                *self._connection.ask(
+                    f"give the ends of {partition.topic}",
+                    lambda p=partition: self._consumer.get_watermark_offsets(  # type: ignore[misc]
+                        TopicPartition(p.topic, p.number), timeout=ANSWER_S
+                    ),
+                )
+            )
+            for partition in partitions
+        }
+
+    def committed(self, partitions: Iterable[Partition]) -> dict[Partition, int | None]:
+        """The next offset that the group has recorded for each partition; None where it has none."""
+        found = self.committed_positions(partitions)
+        return {partition: None if position is None else position.offset for partition, position in found.items()}
+
+    def committed_positions(self, partitions: Iterable[Partition]) -> dict[Partition, Committed | None]:
+        """As `committed`, with the topic's id beside each offset."""
+        wanted = [TopicPartition(partition.topic, partition.number) for partition in partitions]
+        found = self._connection.ask(
+            "give the group's offsets", lambda: self._consumer.committed(wanted, timeout=ANSWER_S)
+        )
+        return {
+            Partition(position.topic, position.partition): None
+            if position.offset == OFFSET_INVALID
+            else Committed(position.offset, position.metadata or "")
+            for position in found
+        }
+
+    def set_committed(self, next_offsets: Mapping[Partition, int], topic_id: str) -> None:
+        """Record offsets for the group, which must have no members.
+
+        Raises:
+            UsageError: The group has members.
+        """
+        offsets = [TopicPartition(p.topic, p.number, offset, topic_id) for p, offset in next_offsets.items()]
+        request = ConsumerGroupTopicPartitions(self._group, offsets)
+        future = self._admin.alter_consumer_group_offsets([request])[self._group]
+        try:
+            future.result()
+        except KafkaException as error:
+            if error.args[0].code() in (KafkaError.UNKNOWN_MEMBER_ID, KafkaError.NON_EMPTY_GROUP):
+                raise UsageError(f"group {self._group} still has members; stop its workers first") from error
+            raise self._connection.translated(error.args[0], f"set the offsets of group {self._group}") from error
+
+    def members(self, group: str) -> list[GroupMember]:
+        """The processes of a group; none while it does not exist."""
+        future = self._admin.describe_consumer_groups([group], request_timeout=ANSWER_S)[group]
+        try:
+            description = future.result()
+        except KafkaException as error:
+            if error.args[0].code() == KafkaError.GROUP_ID_NOT_FOUND:
+                return []
+            raise self._connection.translated(error.args[0], f"describe group {group}") from error
+        return [
+            GroupMember(
+                member.client_id,
+                member.host,
+                [Partition(p.topic, p.partition) for p in member.assignment.topic_partitions],
+            )
+            for member in description.members
+        ]
