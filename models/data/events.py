@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import msgspec
 
 
-class LoggedEvent(msgspec.Struct, frozen=True):
+# Millions of these are held at once, and none can refer to itself: the garbage collector need not follow them.
+class LoggedEvent(msgspec.Struct, frozen=True, gc=False):
     """One interaction of one user with one item.
 
     Attributes:
@@ -23,6 +24,22 @@ class LoggedEvent(msgspec.Struct, frozen=True):
     type: str
     time_ms: int
     event_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Log:
+    """What a source of events holds.
+
+    Attributes:
+        events: In the order of the source.
+        timed: Whether the source says when its events happened. Without, `time_ms` is the event's place among those of
+            its user, from 0: it orders them, and every gap is 1 ms, from which nothing can be learned.
+        repeats: Events left out because their user had one with the same event id before.
+    """
+
+    events: list[LoggedEvent]
+    timed: bool = True
+    repeats: int = 0
 
 
 @dataclass(frozen=True, slots=True)
