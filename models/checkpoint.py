@@ -38,6 +38,7 @@ class Checkpoint(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         network_config: Its shape.
         config: What the bundle's config.json will say; its version is empty until the export.
         command: The command that trained it, every option spelled out.
+        data_sha256: Of the events that the command read, in their order: whether it would read the same again.
         metrics: Measured on held-out events.
     """
 
@@ -46,6 +47,7 @@ class Checkpoint(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     network_config: dict[str, object]
     config: ModelConfig
     command: str
+    data_sha256: str
     metrics: dict[str, float]
 
 

@@ -1,150 +1,316 @@
-"""Training: next-item prediction at every event of every sequence."""
+"""Training a network: steps, epochs, validation, and stopping when it no longer gets better."""
 
 import copy
 import math
-from collections.abc import Callable, Iterator, Sequence
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from models.data.events import UserSequence
-from models.data.splits import Split
+from models.data.splits import Judged, Split
 from models.errors import DataError
 from models.evaluation.leave_one_out import evaluate_encoder
-from models.losses import seen_items, unseen_cross_entropy
-from models.networks.network import Network
+from models.networks.network import Batch, FittedNetwork, LearnedNetwork, Network, TrainingData
 from models.spec import Vectors
-from models.training.segments import training_segments
-from models.vocabulary import Vocabulary
-from models.windows import WindowInputs, window_inputs
+from models.training.distributed import Workers
+from models.training.plan import EpochReport, TrainingPlan
+from models.training.regularisers import Regulariser
+from models.training.resume import Progress, read_progress, write_progress
+from models.training.segments import batch_inputs, batches_of, training_segments
+from models.windows import WindowInputs
 
-_POOL = 4_096  # segments sorted by length together: little padding, and still a different mix every epoch
 _BETAS = (0.9, 0.98)
 _CLIP = 1.0
 _FINAL_RATE = 0.02  # of the peak, where the cosine ends
+_JUDGED_IN_TRAINING = 1_000  # users whose training events are judged beside the validation events
 
 
 @dataclass(frozen=True, slots=True)
-class TrainingPlan:
-    """How to train.
+class Outcome:
+    """What training gave.
 
     Attributes:
-        seed: Fixes the order of the data and the dropout; the caller seeds the network's initial parameters.
-        epochs: Passes over the data at most.
-        learning_rate: The peak.
-        warmup_steps: Steps in which the rate rises to the peak, before a cosine takes it down.
-        batch_tokens: Events a batch, padding counted.
-        patience: Epochs without a better validation NDCG@10 after which training stops.
+        best_epoch: The epoch whose parameters the network has; 0 for a network that is fitted at once.
+        validation: Its figures on the validation events.
+        seconds: How long it took, over all its runs.
+        history: All epochs; none for a network that is fitted at once.
     """
 
-    seed: int
-    epochs: int = 30
-    learning_rate: float = 4e-3
-    warmup_steps: int = 200
-    batch_tokens: int = 3_200
-    patience: int = 5
-
-
-@dataclass(frozen=True, slots=True)
-class EpochReport:
-    """How an epoch went.
-
-    Attributes:
-        epoch: Counted from 1.
-        loss: Mean training loss, nats.
-        validation: "hr@10" and "ndcg@10" on the validation events.
-        best: Whether no epoch before was better.
-    """
-
-    epoch: int
-    loss: float
+    best_epoch: int
     validation: dict[str, float]
-    best: bool
+    seconds: float
+    history: tuple[EpochReport, ...]
 
 
 def train_network(
     network: Network,
+    data: TrainingData,
     split: Split,
-    vocabulary: Vocabulary,
-    types: Sequence[str],
     max_length: int,
     plan: TrainingPlan,
+    *,
     report: Callable[[EpochReport], None] = lambda _: None,
-) -> EpochReport:
+    step: Callable[[float], None] = lambda _: None,
+    progress_file: Path | None = None,
+    resume: bool = False,
+) -> Outcome:
     """Train a network in place and leave it with the parameters of its best epoch, in evaluation mode.
 
-    AdamW (Loshchilov and Hutter, 2019) without weight decay, gradients clipped to norm 1, warm-up and cosine. Two runs
-    with one plan, one initial network, one thread and one version of PyTorch give the same parameters. PyTorch's global
-    random state is set.
+    AdamW (Loshchilov and Hutter, 2019), gradients clipped to norm 1, warm-up and cosine. Two runs with one plan, one
+    initial network, one number of threads and one version of PyTorch give the same parameters, whether or not one of
+    them was killed and resumed on the way. PyTorch's global random state is set. Run by torchrun, every process takes
+    its share of each epoch's batches, and gradients are averaged.
 
     Args:
-        network: The network to train.
+        network: The network to train, on the device to train on.
+        data: What the network may look at beforehand; its sequences are the split's.
         split: The training sequences, and the validation events that choose the epoch.
-        vocabulary: The items.
-        types: Event type names in the encoder's order.
         max_length: Longest window.
         plan: How to train.
-        report: Called after every epoch.
+        report: Called after every epoch, in the first process only.
+        step: Called after every step with the share of the epoch that is done.
+        progress_file: Where every validated epoch is saved, so that a killed training can be resumed.
+        resume: Go on from `progress_file` if it is there.
 
     Returns:
-        The report of the best epoch.
+        The best epoch and the history.
 
     Raises:
-        DataError: No training sequence has two events, or the loss stopped being a number.
+        DataError: No training sequence has two events, the loss stopped being a number, or the saved progress is of
+            another training.
     """
-    torch.manual_seed(plan.seed)
-    rng = np.random.default_rng(plan.seed)
+    began = time.monotonic()
+    network.prepare(data)
+    judge = _Judge(network, data, split, max_length)
+    if isinstance(network, FittedNetwork):
+        network.eval()
+        return Outcome(0, judge.validation(), time.monotonic() - began, ())
+    if not isinstance(network, LearnedNetwork):
+        raise TypeError(f"{type(network).__name__} is neither learned nor fitted")
     if not any(len(sequence) >= 2 for sequence in split.train):
         raise DataError("no user has two events or more to train on, held-out ones not counted. Use more data")
+    return _Training(network, data, split, max_length, plan, judge, report, step, progress_file).run(resume)
 
-    optimizer = torch.optim.AdamW(
-        network.parameters(), lr=plan.learning_rate, betas=_BETAS, weight_decay=0.0, fused=True
-    )
-    tokens = sum(len(sequence) for sequence in split.train)
-    steps = max(1, math.ceil(tokens / plan.batch_tokens)) * plan.epochs
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, plan.warmup_steps, steps))
 
-    best: EpochReport | None = None
-    best_parameters: dict[str, Tensor] = {}
-    for epoch in range(1, plan.epochs + 1):
-        network.train()
-        total, count = 0.0, 0
-        for inputs in _batches(split.train, vocabulary, types, max_length, plan.batch_tokens, rng):
-            loss, events = _loss(network, inputs)
-            optimizer.zero_grad(set_to_none=True)
-            torch.autograd.backward(loss)
-            torch.nn.utils.clip_grad_norm_(network.parameters(), _CLIP)
-            optimizer.step()
-            schedule.step()
-            total += loss.item() * events
-            count += events
-        if not math.isfinite(total):
-            raise DataError(f"the loss is no number any more after epoch {epoch}; lower --learning-rate")
-        network.eval()
-        figures = evaluate_encoder(
-            encoder_of(network), item_vectors_of(network), split.validation, vocabulary, types, max_length
+class _Training:
+    """One training of a `LearnedNetwork`."""
+
+    def __init__(
+        self,
+        network: LearnedNetwork,
+        data: TrainingData,
+        split: Split,
+        max_length: int,
+        plan: TrainingPlan,
+        judge: "_Judge",
+        report: Callable[[EpochReport], None],
+        step: Callable[[float], None],
+        progress_file: Path | None,
+    ) -> None:
+        self._network = network
+        self._data = data
+        self._split = split
+        self._max_length = max_length
+        self._plan = plan
+        self._judge = judge
+        self._report = report
+        self._show_step = step
+        self._progress_file = progress_file
+        self._workers = Workers.join()
+        self._device = next(network.parameters()).device
+        self._regulariser = Regulariser(network, data, plan.diversity, plan.adversarial)
+        shares = [(network.rate_share(name), parameter) for name, parameter in network.named_parameters()]
+        shares += [(1.0, parameter) for parameter in self._regulariser.parameters()]
+        groups: dict[float, list[Tensor]] = defaultdict(list)
+        for share, parameter in shares:
+            if parameter.requires_grad:
+                groups[share].append(parameter)
+        self._parameters = [parameter for group in groups.values() for parameter in group]
+        self._optimizer = torch.optim.AdamW(
+            [{"params": group, "share": share} for share, group in groups.items()],
+            lr=plan.learning_rate,
+            betas=_BETAS,
+            weight_decay=plan.weight_decay,
+            fused=True,
         )
-        better = best is None or figures["ndcg@10"] > best.validation["ndcg@10"]
-        epoch_report = EpochReport(epoch, total / max(1, count), figures, better)
-        report(epoch_report)
-        if best is None or better:
-            best, best_parameters = epoch_report, copy.deepcopy(network.state_dict())
-        elif epoch - best.epoch >= plan.patience:
-            break
-    if best is None:
-        raise DataError(f"nothing was trained: epochs must be at least 1, not {plan.epochs}")
-    network.load_state_dict(best_parameters)
-    return best
+        tokens = sum(len(sequence) for sequence in split.train)
+        self._steps = max(1, math.ceil(tokens / plan.batch_tokens / self._workers.count)) * plan.epochs
+        # A training of a few hundred steps would spend them all warming up.
+        self._warmup = min(plan.warmup_steps, self._steps // 10)
+        self._taken = 0
+        self._history: list[EpochReport] = []
+        self._best: EpochReport | None = None
+        self._best_parameters: dict[str, Tensor] = {}
+
+    def run(self, resume: bool) -> Outcome:
+        if resume and self._progress_file is not None and self._progress_file.exists():
+            self._restore(read_progress(self._progress_file))
+        before = self._history[-1].seconds if self._history else 0.0
+        began = time.monotonic()
+        for epoch in range(len(self._history) + 1, self._plan.epochs + 1):
+            if self._is_over():
+                break
+            loss, tokens_per_second = self._learn(epoch)
+            validated = epoch % self._plan.validate_every == 0 or epoch == self._plan.epochs
+            self._network.eval()
+            validation = self._workers.agree(self._judge.validation() if validated and self._workers.is_first else None)
+            if validation is not None and not math.isfinite(validation["loss"]):
+                raise DataError(f"the model's scores are no numbers any more after epoch {epoch}; lower --learning-rate")
+            better = validation is not None and (
+                self._best is None or validation["ndcg@10"] > (self._best.validation or {})["ndcg@10"]
+            )
+            report = EpochReport(
+                epoch,
+                before + time.monotonic() - began,
+                tokens_per_second,
+                self._rate() * self._plan.learning_rate,
+                loss,
+                self._judge.training() if validated and self._workers.is_first else None,
+                validation,
+                better,
+            )
+            self._history.append(report)
+            if better:
+                self._best, self._best_parameters = report, copy.deepcopy(self._network.state_dict())
+            if self._workers.is_first:
+                self._report(report)
+                if validated and self._progress_file is not None:
+                    write_progress(self._progress_file, self._progress())
+        if self._best is None or self._best.validation is None:
+            raise DataError(f"nothing was trained: epochs must be at least 1, not {self._plan.epochs}")
+        self._network.load_state_dict(self._best_parameters)
+        self._network.eval()
+        self._network.refresh()
+        return Outcome(self._best.epoch, self._best.validation, self._history[-1].seconds, tuple(self._history))
+
+    def _is_over(self) -> bool:
+        validated = [report for report in self._history if report.validation is not None]
+        since = next((n for n, report in enumerate(reversed(validated)) if report.best), 0)
+        return since >= self._plan.patience
+
+    def _learn(self, epoch: int) -> tuple[float, float]:
+        """One pass over the data: the mean loss, and events a second."""
+        # Seeded for every epoch alone, so that a resumed training needs no random state from before.
+        torch.manual_seed(self._plan.seed * 100_003 + epoch)
+        rng = np.random.default_rng([self._plan.seed, epoch])
+        segments = training_segments(self._split.train, self._max_length, rng)
+        batches = self._workers.share(batches_of(segments, self._plan.batch_tokens, rng))
+        self._network.train()
+        autocast = (
+            torch.autocast(self._device.type, torch.bfloat16) if self._plan.precision == "bf16" else nullcontext()
+        )
+        total, count, tokens, began = 0.0, 0, 0, time.monotonic()
+        inputs = batch_inputs(batches, self._data.vocabulary, self._data.types, self._max_length)
+        for place, batch in enumerate(inputs, start=1):
+            for group in self._optimizer.param_groups:
+                group["lr"] = self._rate() * self._plan.learning_rate * group["share"]
+            with autocast:
+                loss = self._network.loss(self._batch(batch))
+                value = loss.value + self._regulariser(loss)
+            self._optimizer.zero_grad(set_to_none=True)
+            torch.autograd.backward(value)
+            self._workers.average_gradients(self._parameters)
+            torch.nn.utils.clip_grad_norm_(self._parameters, _CLIP)
+            self._optimizer.step()
+            self._taken += 1
+            total += loss.value.item() * loss.targets
+            count += loss.targets
+            tokens += int(batch.lengths.sum())
+            self._show_step(place / len(batches))
+        if not math.isfinite(total):
+            raise DataError(f"the loss is no number any more in epoch {epoch}; lower --learning-rate")
+        if not count:
+            raise DataError("no training event has a known item before it; nothing can be learned from this data")
+        return total / count, tokens / (time.monotonic() - began)
+
+    def _rate(self) -> float:
+        """The learning rate as a share of its peak."""
+        if self._taken < self._warmup:
+            return (self._taken + 1) / self._warmup
+        done = min(1.0, (self._taken - self._warmup) / max(1, self._steps - self._warmup))
+        return _FINAL_RATE + (1.0 - _FINAL_RATE) * 0.5 * (1.0 + math.cos(math.pi * done))
+
+    def _batch(self, inputs: WindowInputs) -> Batch:
+        items, types, ages, lengths = _tensors(inputs, self._device)
+        return Batch(items, types, ages, lengths, min(1.0, self._taken / self._steps))
+
+    def _progress(self) -> Progress:
+        return Progress(
+            plan=self._plan,
+            taken=self._taken,
+            history=self._history,
+            parameters=self._network.state_dict(),
+            best_parameters=self._best_parameters,
+            regulariser=self._regulariser.state_dict(),
+            optimizer=self._optimizer.state_dict()["state"],
+        )
+
+    def _restore(self, progress: Progress) -> None:
+        if progress.plan != self._plan:
+            raise DataError(
+                f"{self._progress_file} is the progress of another training: its options were {progress.plan}. "
+                "Give the same options, or leave out --resume to start anew"
+            )
+        try:
+            self._network.load_state_dict(progress.parameters)
+            self._regulariser.load_state_dict(progress.regulariser)
+        except RuntimeError as error:
+            raise DataError(
+                f"{self._progress_file} is the progress of another network: {error}. "
+                "Give the same options, or leave out --resume to start anew"
+            ) from error
+        groups = self._optimizer.state_dict()["param_groups"]
+        self._optimizer.load_state_dict({"state": progress.optimizer, "param_groups": groups})
+        self._taken = progress.taken
+        self._history = list(progress.history)
+        self._best = next((report for report in reversed(self._history) if report.best), None)
+        self._best_parameters = progress.best_parameters
+
+
+class _Judge:
+    """The network on held-out events, and on events that it has learned from."""
+
+    def __init__(self, network: Network, data: TrainingData, split: Split, max_length: int) -> None:
+        self._network = network
+        self._data = data
+        self._validation = split.validation
+        learned = [sequence for sequence in split.train if len(sequence) >= 2]
+        sample = learned[:: max(1, len(learned) // _JUDGED_IN_TRAINING)]
+        self._training = Judged(tuple(s.part(0, len(s) - 1) for s in sample), tuple(s.items[-1] for s in sample))
+        self._max_length = max_length
+
+    def validation(self) -> dict[str, float]:
+        self._network.refresh()
+        return self._figures(self._validation)
+
+    def training(self) -> dict[str, float]:
+        """After `validation`, which refreshes."""
+        return self._figures(self._training)
+
+    def _figures(self, judged: Judged) -> dict[str, float]:
+        return evaluate_encoder(
+            encoder_of(self._network),
+            item_vectors_of(self._network),
+            judged,
+            self._data.vocabulary,
+            self._data.types,
+            self._max_length,
+        )
 
 
 def encoder_of(network: Network) -> Callable[[WindowInputs], Vectors]:
     """The network as a function from encoder inputs to vectors, shape (batch, dim), float32."""
+    device = next((tensor.device for tensor in (*network.parameters(), *network.buffers())), torch.device("cpu"))
 
     def encode(inputs: WindowInputs) -> Vectors:
         with torch.inference_mode():
-            vectors: Vectors = network(*_tensors(inputs), torch.from_numpy(inputs.lengths)).numpy()
+            vectors: Vectors = network(*_tensors(inputs, device)).float().cpu().numpy()
         return vectors
 
     return encode
@@ -152,56 +318,15 @@ def encoder_of(network: Network) -> Callable[[WindowInputs], Vectors]:
 
 def item_vectors_of(network: Network) -> Vectors:
     """The network's item table as an array of its own, shape (items + 1, dim), float32."""
-    vectors: Vectors = network.item_table().detach().numpy().copy()
+    with torch.inference_mode():
+        vectors: Vectors = network.item_table().float().cpu().numpy().copy()
     return vectors
 
 
-def _tensors(inputs: WindowInputs) -> tuple[Tensor, Tensor, Tensor]:
-    return torch.from_numpy(inputs.items), torch.from_numpy(inputs.types), torch.from_numpy(inputs.ages)
-
-
-def _loss(network: Network, inputs: WindowInputs) -> tuple[Tensor, int]:
-    """The mean loss over a batch of segments, and how many events it is the mean of."""
-    items, types, ages = _tensors(inputs)
-    targets = items[:, 1:]
-    items = items[:, :-1]
-    real = targets > 0
-    vectors = network.at_every_event(items, types[:, :-1], ages[:, :-1])
-    table = network.item_table()
-    loss = unseen_cross_entropy(vectors[real], table, targets[real], seen_items(items, len(table))[real])
-    return loss, int(real.sum())
-
-
-def _batches(
-    sequences: Sequence[UserSequence],
-    vocabulary: Vocabulary,
-    types: Sequence[str],
-    max_length: int,
-    batch_tokens: int,
-    rng: np.random.Generator,
-) -> Iterator[WindowInputs]:
-    segments = training_segments(sequences, max_length, rng)
-    order = rng.permutation(len(segments))
-    batches: list[list[UserSequence]] = []
-    for start in range(0, len(order), _POOL):
-        pool = sorted((segments[index] for index in order[start : start + _POOL]), key=len)
-        batch: list[UserSequence] = []
-        for segment in pool:
-            # The pool is sorted, so this segment is the batch's longest.
-            if batch and (len(batch) + 1) * len(segment) > batch_tokens:
-                batches.append(batch)
-                batch = []
-            batch.append(segment)
-        batches.append(batch)
-    for index in rng.permutation(len(batches)):
-        inputs = window_inputs(batches[index], vocabulary, types, max_length + 1)
-        # A segment of unknown items alone, or of one known item, teaches nothing.
-        if inputs.items.shape[1] >= 2:
-            yield inputs
-
-
-def _rate(step: int, warmup: int, steps: int) -> float:
-    if step < warmup:
-        return (step + 1) / warmup
-    done = min(1.0, (step - warmup) / max(1, steps - warmup))
-    return _FINAL_RATE + (1.0 - _FINAL_RATE) * 0.5 * (1.0 + math.cos(math.pi * done))
+def _tensors(inputs: WindowInputs, device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    return (
+        torch.from_numpy(inputs.items).to(device),
+        torch.from_numpy(inputs.types).to(device),
+        torch.from_numpy(inputs.ages).to(device),
+        torch.from_numpy(inputs.lengths).to(device),
+    )

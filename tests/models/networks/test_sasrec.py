@@ -20,8 +20,8 @@ def network() -> SasRec:
         # Small initial weights would hide a wrong dependence behind the tolerance, and the biases start at 0.
         for parameter in network.parameters():
             parameter.normal_(std=0.5)
-        network.items.weight[0] = 0.0
-        network.types.weight[0] = 0.0
+        network.events.items.weight[0] = 0.0
+        network.events.types.weight[0] = 0.0
     return network
 
 
@@ -85,15 +85,15 @@ def test_training_never_moves_the_vector_of_padding() -> None:
     network = SasRec(CONFIG).train()
     items, types, ages, lengths = windows(3, 9)
     network(items, types, ages, lengths).sum().backward()
-    assert network.items.weight.grad is not None
+    assert network.events.items.weight.grad is not None
     assert network.item_table()[0].abs().max() == 0
-    assert network.items.weight.grad[0].abs().max() == 0
+    assert network.events.items.weight.grad[0].abs().max() == 0
 
 
 @pytest.mark.parametrize(
     ("name", "config", "message"),
     [
-        ("gru", {}, "no network 'gru'; this version knows sasrec"),
+        ("gpt", {}, "no model 'gpt'; this version knows popularity, "),
         ("sasrec", {"items": 3}, "missing required field"),
         ("sasrec", {"items": 3, "types": 1, "max_length": 4, "dim": 9, "heads": 2}, "dim must be a multiple of heads"),
         ("sasrec", {"items": 3, "types": 1, "max_length": 4, "dropout": 1.0}, "dropout must be"),
