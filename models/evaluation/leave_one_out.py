@@ -1,20 +1,18 @@
-"""Leave-one-out evaluation: the same figures for a network, an exported encoder and plain popularity."""
+"""The figures that training looks at after every epoch: an encoder, or plain popularity, on held-out events."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
 from models.data.splits import Judged
-from models.evaluation.metrics import hit_rate, ndcg, target_ranks
-from models.spec import IntArray, Vectors
+from models.evaluation.full_ranking import Judgement, judge, queries_of
+from models.evaluation.metrics import hit_rate, mrr, ndcg
+from models.evaluation.recommender import Encode, Recommender
+from models.spec import Vectors, WindowRule
 from models.vocabulary import Vocabulary
-from models.windows import WindowInputs, window_inputs
-
-Encode = Callable[[WindowInputs], Vectors]
-"""Encoder inputs to vectors, shape (batch, dim)."""
+from models.windows import WindowInputs
 
 K = 10
-_BATCH = 512
 
 
 def evaluate_encoder(
@@ -25,7 +23,7 @@ def evaluate_encoder(
     types: Sequence[str],
     max_length: int,
 ) -> dict[str, float]:
-    """HR@10 and NDCG@10 of an encoder, ranking all items, all that the user ever touched before left out.
+    """How well an encoder predicts, ranking all items, all that the user ever touched before left out.
 
     Args:
         encode: The encoder.
@@ -36,19 +34,20 @@ def evaluate_encoder(
         max_length: Longest window.
 
     Returns:
-        "hr@10" and "ndcg@10".
+        "hr@10" (which is Recall@10 too, for one item is relevant), "ndcg@10", "mrr@10"; and "loss", the mean
+        cross-entropy over all items but the seen ones in nats, of the targets that the vocabulary has.
+
+    Raises:
+        DataError: Nobody is to be judged, or the vocabulary has none of the items.
     """
-
-    def scores(start: int, stop: int) -> Vectors:
-        inputs = window_inputs(judged.contexts[start:stop], vocabulary, types, max_length)
-        scored: Vectors = encode(inputs) @ item_vectors.T
-        return scored
-
-    return _figures(scores, judged, vocabulary)
+    recommender = Recommender(vocabulary, tuple(types), WindowRule(max_length, max_length), encode, item_vectors)
+    judgement = judge(recommender, queries_of(judged))
+    known = np.array([item_id in vocabulary.rows for item_id in judged.targets])
+    return {**_figures(judgement), "loss": float(judgement.losses[known].mean()) if known.any() else 0.0}
 
 
 def evaluate_popularity(counts: dict[str, int], judged: Judged, vocabulary: Vocabulary) -> dict[str, float]:
-    """HR@10 and NDCG@10 of recommending to everyone the unseen items with the highest counts.
+    """The same figures for recommending to everyone the unseen items with the highest counts.
 
     Args:
         counts: How often each item occurs in the training data.
@@ -56,26 +55,18 @@ def evaluate_popularity(counts: dict[str, int], judged: Judged, vocabulary: Voca
         vocabulary: The items to rank.
 
     Returns:
-        "popularity_hr@10" and "popularity_ndcg@10".
+        "popularity_hr@10", "popularity_ndcg@10", "popularity_mrr@10".
     """
     row = np.array([0, *(counts.get(item_id, 0) for item_id in vocabulary.ids[1:])], np.float32)
 
-    def scores(start: int, stop: int) -> Vectors:
-        return np.tile(row, (stop - start, 1))
+    def encode(inputs: WindowInputs) -> Vectors:
+        return np.ones((len(inputs), 1), np.float32)
 
-    return {f"popularity_{name}": value for name, value in _figures(scores, judged, vocabulary).items()}
+    popularity = Recommender(vocabulary, (), WindowRule(1, 1), encode, row[:, None])
+    return {f"popularity_{name}": value for name, value in _figures(judge(popularity, queries_of(judged))).items()}
 
 
-def _figures(scores: Callable[[int, int], Vectors], judged: Judged, vocabulary: Vocabulary) -> dict[str, float]:
-    ranks: list[IntArray] = []
-    for start in range(0, len(judged.targets), _BATCH):
-        stop = min(start + _BATCH, len(judged.targets))
-        targets = np.array([vocabulary.rows.get(item_id, 0) for item_id in judged.targets[start:stop]], np.int64)
-        seen = [
-            np.array([vocabulary.rows[item_id] for item_id in context.items if item_id in vocabulary.rows], np.int64)
-            for context in judged.contexts[start:stop]
-        ]
-        found = target_ranks(scores(start, stop), targets, seen)
-        ranks.append(np.where(targets == 0, len(vocabulary) + 1, found))
-    every = np.concatenate(ranks)
-    return {f"hr@{K}": hit_rate(every, K), f"ndcg@{K}": ndcg(every, K)}
+def _figures(judgement: Judgement) -> dict[str, float]:
+    return {
+        f"{name}@{K}": measure(judgement.ranks, K) for name, measure in (("hr", hit_rate), ("ndcg", ndcg), ("mrr", mrr))
+    }

@@ -7,7 +7,7 @@ import pytest
 
 from models.commands.evaluate import evaluate
 from models.commands.results import Output
-from models.commands.train import SplitName
+from models.commands.train import SplitName, train
 from models.data.events import LoggedEvent, user_sequences
 from models.data.splits import leave_one_out
 from models.errors import BundleError, DataError
@@ -104,6 +104,16 @@ def test_models_are_compared_in_one_table(log: str, tmp_path: Path, capsys: pyte
     first, second = json.loads((tmp_path / "evaluation.json").read_text())["models"]
     assert first["behind"] is None
     assert (second["behind"]["interval"]["mean"], second["behind"]["p_value"]) == (0.0, 1.0)
+
+
+def test_a_checkpoint_is_judged_as_training_judged_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    log = write_log(tmp_path / "log.jsonl", list(generate_log(LogPlan(users=20, events=8, drift=0.5, seed=2))))
+    train(out=tmp_path / "checkpoint", data=log, epochs=1, settings=["dim=8"], window_max=9, output=Output.json)
+    trained = json.loads(capsys.readouterr().out.splitlines()[-1])
+    evaluate([tmp_path / "checkpoint"], log, output=Output.json)
+    (found,) = json.loads(capsys.readouterr().out)["models"]
+    assert found["figures"]["ndcg@10"]["mean"] == pytest.approx(trained["ndcg@10"])
+    assert found["size_bytes"] == (tmp_path / "checkpoint" / "model.safetensors").stat().st_size
 
 
 @pytest.mark.parametrize(
