@@ -4,6 +4,7 @@ import shlex
 from pathlib import Path
 from typing import Annotated
 
+import msgspec
 import numpy as np
 import typer
 
@@ -27,8 +28,19 @@ def export(
         import torch
 
         from export.golden import golden_sample
-        from export.onnx_graph import OPSET, check_parity, export_encoder, onnx_encoder
+        from export.onnx_graph import (
+            OPSET,
+            check_deviation_parity,
+            check_parity,
+            check_scorer_parity,
+            deviation_of,
+            export_encoder,
+            export_scorer,
+            score_of,
+        )
         from models.checkpoint import read_checkpoint
+        from models.evaluation.onnx_runtime import onnx_deviation, onnx_encoder, onnx_scorer
+        from models.networks.network import ScoringNetwork, VariationalNetwork
         from models.training.train import encoder_of, item_vectors_of
     except ModuleNotFoundError as error:
         raise MissingExtra("train", error.name or "torch") from error
@@ -36,11 +48,22 @@ def export(
     check_place(out, overwrite)
     torch.set_num_threads(1)
     model = read_checkpoint(checkpoint)
-    config = model.checkpoint.config
-    item_vectors = item_vectors_of(model.network)
-    encoder = export_encoder(model.network, config.window.max)
+    network, config = model.network, model.checkpoint.config
+    types, longest = len(config.types), config.window.max
+    item_vectors = item_vectors_of(network)
+
+    encoder = export_encoder(network, longest)
     encode = onnx_encoder(encoder)
-    parity = check_parity(encoder_of(model.network), encode, item_vectors, len(config.types), config.window.max)
+    parity = check_parity(encoder_of(network), encode, item_vectors, types, longest)
+    deviate = score = scorer = None
+    if isinstance(network, VariationalNetwork):
+        deviate = onnx_deviation(encoder)
+        check_deviation_parity(deviation_of(network), deviate, len(model.vocabulary), types, longest)
+    if isinstance(network, ScoringNetwork):
+        scorer = export_scorer(network)
+        score = onnx_scorer(scorer)
+        check_scorer_parity(score_of(network), score, encode, len(model.vocabulary), types, longest)
+        config = msgspec.structs.replace(config, candidates=network.candidates)
     command = shlex.join(["driftline", "export", str(checkpoint), "--out", str(out)])
     bundle = write_bundle(
         out,
@@ -49,7 +72,10 @@ def export(
         vocabulary=model.vocabulary,
         item_vectors=item_vectors,
         metadata=model.metadata,
-        golden=golden_sample(encode, item_vectors, len(config.types), config.window.max, np.random.default_rng(0)),
+        golden=golden_sample(
+            encode, item_vectors, types, longest, np.random.default_rng(0), deviate=deviate, score=score
+        ),
+        scorer=scorer,
         provenance=Provenance(
             command=f"{model.checkpoint.command}\n{command}",
             opset=OPSET,

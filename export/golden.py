@@ -4,7 +4,8 @@ from collections.abc import Callable
 
 import numpy as np
 
-from models.bundle import TOP, Golden
+from models.bundle import TOP, Golden, GoldenScores
+from models.ranking import Score
 from models.spec import IntArray, Vectors
 from models.windows import WindowInputs
 
@@ -59,7 +60,14 @@ def top_rows(vectors: Vectors, item_vectors: Vectors, k: int = TOP) -> IntArray:
 
 
 def golden_sample(
-    encode: Encode, item_vectors: Vectors, types: int, max_length: int, rng: np.random.Generator, windows: int = 8
+    encode: Encode,
+    item_vectors: Vectors,
+    types: int,
+    max_length: int,
+    rng: np.random.Generator,
+    windows: int = 8,
+    deviate: Encode | None = None,
+    score: Score | None = None,
 ) -> Golden:
     """Choose windows whose best items stand apart, so that rounding on another machine cannot reorder them.
 
@@ -70,6 +78,8 @@ def golden_sample(
         max_length: Longest window.
         rng: Where the windows come from.
         windows: Windows to choose, out of 16 times as many.
+        deviate: The second output of a variational encoder.
+        score: The scorer of a model that has one; it scores each window's best items by dot product.
 
     Returns:
         The sample, lengths mixed.
@@ -88,4 +98,9 @@ def golden_sample(
         lengths=drawn.lengths[chosen],
     )
     expected = encode(inputs)
-    return Golden(inputs, expected, top_rows(expected, item_vectors))
+    top = top_rows(expected, item_vectors)
+    scores = None
+    if score is not None:
+        candidates = np.maximum(top, 0)
+        scores = GoldenScores(candidates, score(expected, candidates))
+    return Golden(inputs, expected, top, None if deviate is None else deviate(inputs), scores)

@@ -2,19 +2,19 @@
 
 import logging
 import warnings
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import onnx
-import onnxruntime
 import torch
+from torch import Tensor, nn
 
 from export.golden import random_inputs, top_rows
 from models.bundle import TOP, Parity
 from models.errors import BundleError
-from models.networks.network import Network
-from models.spec import Vectors
+from models.networks.network import Network, ScoringNetwork, VariationalNetwork
+from models.ranking import Score
+from models.spec import IntArray, Vectors
 from models.windows import WindowInputs
 
 OPSET = 18
@@ -23,11 +23,17 @@ TOLERANCE = 1e-4
 
 INPUTS = ("items", "types", "ages", "lengths")
 OUTPUT = "vector"
+DEVIATION = "deviation"
+SCORER_INPUTS = ("vector", "candidates")
+SCORES = "scores"
 _WINDOWS_A_LENGTH = 4
+_CANDIDATES = 20
 
 
 def export_encoder(network: Network, max_length: int) -> bytes:
     """Export a network in evaluation mode as an ONNX file with dynamic batch and length, and no external data.
+
+    Its output is `vector`; a variational network's graph has `deviation` beside it.
 
     Args:
         network: The network.
@@ -41,27 +47,57 @@ def export_encoder(network: Network, max_length: int) -> bytes:
     sample = random_inputs(np.array([2, min(3, max_length)]), 1, 0, np.random.default_rng(0))
     arguments = tuple(torch.from_numpy(array) for array in sample.as_feed().values())
     matrix = {0: batch, 1: length}
+    module: nn.Module = network
+    outputs = [OUTPUT]
+    if isinstance(network, VariationalNetwork):
+        module, outputs = _Distribution(network).eval(), [OUTPUT, DEVIATION]
+    return _to_onnx(module, arguments, INPUTS, outputs, (matrix, matrix, matrix, {0: batch}))
+
+
+def export_scorer(network: ScoringNetwork) -> bytes:
+    """Export the `score` of a network in evaluation mode as an ONNX file with dynamic batch and number of candidates.
+
+    Args:
+        network: The network.
+
+    Raises:
+        BundleError: The graph lacks one of the scorer's inputs.
+    """
+    batch, count = torch.export.Dim("batch", min=1), torch.export.Dim("n", min=1)
+    # A sample with both dimensions above 1: the exporter would take a 1 for a constant.
+    sample = torch.zeros(2, network.item_table().shape[1]), torch.zeros(2, 3, dtype=torch.int64)
+    shapes = ({0: batch}, {0: batch, 1: count})
+    return _to_onnx(_Scorer(network).eval(), sample, SCORER_INPUTS, [SCORES], shapes)
+
+
+def _to_onnx(
+    module: nn.Module,
+    arguments: tuple[Tensor, ...],
+    inputs: tuple[str, ...],
+    outputs: list[str],
+    shapes: tuple[dict[int, torch.export.Dim], ...],
+) -> bytes:
     # Notes of the exporter to its own developers, torchvision and deprecations; what matters is checked below.
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         program = torch.onnx.export(
-            network,
+            module,
             arguments,
-            input_names=list(INPUTS),
-            output_names=[OUTPUT],
+            input_names=list(inputs),
+            output_names=outputs,
             opset_version=OPSET,
             dynamo=True,
-            dynamic_shapes=(matrix, matrix, matrix, {0: batch}),
+            dynamic_shapes=shapes,
             verbose=False,
         )
     if program is None:
         raise BundleError("PyTorch's ONNX exporter returned nothing; use the PyTorch version of the `train` extra")
     model = program.model_proto
     present = [value.name for value in model.graph.input]
-    if present != list(INPUTS):
+    if present != list(inputs):
         raise BundleError(
-            f"the exported graph has the inputs {present}, not {list(INPUTS)}; this is a bug in the export"
+            f"the exported graph has the inputs {present}, not {list(inputs)}; this is a bug in the export"
         )
     # The exporter notes stack traces with the paths of this machine at every node: half of a small file.
     for part in (model, model.graph, *model.graph.node, *model.graph.value_info, *model.graph.initializer):
@@ -70,23 +106,6 @@ def export_encoder(network: Network, max_length: int) -> bytes:
     onnx.checker.check_model(model, full_check=True)
     content: bytes = model.SerializeToString()
     return content
-
-
-def onnx_encoder(encoder: bytes | Path) -> Callable[[WindowInputs], Vectors]:
-    """An ONNX encoder on one CPU thread as a function from encoder inputs to vectors.
-
-    Args:
-        encoder: The file's content, or its path.
-    """
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    session = onnxruntime.InferenceSession(encoder, options, providers=["CPUExecutionProvider"])
-
-    def encode(inputs: WindowInputs) -> Vectors:
-        vectors: Vectors = session.run([OUTPUT], inputs.as_feed())[0]
-        return vectors
-
-    return encode
 
 
 def check_parity(
@@ -113,30 +132,159 @@ def check_parity(
             top ten may differ only between items whose scores are so close that the difference of the vectors
             explains it.
     """
+    largest_norm = float(np.linalg.norm(item_vectors, axis=1).max())
+    compared, difference, swapped = 0, 0.0, 0
+    for inputs in _windows_of_every_length(len(item_vectors) - 1, types, max_length):
+        wanted, got = expected(inputs), exported(inputs)
+        difference = max(difference, _difference(wanted, got, inputs.lengths, "vector"))
+        swapped += _swapped(wanted, got, item_vectors, largest_norm, _described(inputs.lengths))
+        compared += len(inputs)
+    return Parity(windows=compared, max_abs_difference=difference, swapped_ties=swapped)
+
+
+def check_deviation_parity(
+    expected: Callable[[WindowInputs], Vectors],
+    exported: Callable[[WindowInputs], Vectors],
+    items: int,
+    types: int,
+    max_length: int,
+) -> float:
+    """Compare the deviations of a variational network on the same windows as `check_parity`.
+
+    Args:
+        expected: The network's deviations, `deviation_of`.
+        exported: Those of the ONNX encoder.
+        items: Items of the vocabulary.
+        types: Event types named in the configuration.
+        max_length: Longest window.
+
+    Returns:
+        The largest difference.
+
+    Raises:
+        BundleError: A difference above `TOLERANCE`, a negative deviation, or one for nothing that is not zero.
+    """
+    difference = 0.0
+    for inputs in _windows_of_every_length(items, types, max_length):
+        got = exported(inputs)
+        difference = max(difference, _difference(expected(inputs), got, inputs.lengths, "deviation"))
+        if got.min() < 0:
+            raise BundleError(f"the exported encoder gives a negative deviation for {_described(inputs.lengths)}")
+    return difference
+
+
+def deviation_of(network: VariationalNetwork) -> Callable[[WindowInputs], Vectors]:
+    """The network as a function from encoder inputs to the deviations of its vectors, shape (batch, dim), float32."""
+    device = next(network.parameters()).device
+
+    def deviate(inputs: WindowInputs) -> Vectors:
+        tensors = [torch.from_numpy(array).to(device) for array in inputs.as_feed().values()]
+        with torch.inference_mode():
+            deviations: Vectors = network.distribution(*tensors)[1].float().cpu().numpy()
+        return deviations
+
+    return deviate
+
+
+def check_scorer_parity(
+    expected: Score, exported: Score, encode: Callable[[WindowInputs], Vectors], items: int, types: int, max_length: int
+) -> float:
+    """Compare two scorers on the vectors of the same windows as `check_parity`, with random candidates and padding.
+
+    Args:
+        expected: The network's scorer, `score_of`.
+        exported: The ONNX scorer.
+        encode: What gives the vectors.
+        items: Items of the vocabulary.
+        types: Event types named in the configuration.
+        max_length: Longest window.
+
+    Returns:
+        The largest difference.
+
+    Raises:
+        BundleError: A difference above `TOLERANCE`, or scores that are no numbers.
+    """
+    rng = np.random.default_rng(1)
+    difference = 0.0
+    for inputs in _windows_of_every_length(items, types, max_length):
+        vectors = encode(inputs)
+        candidates = rng.integers(0, items + 1, (len(inputs), int(rng.integers(1, _CANDIDATES + 1))))
+        wanted, got = expected(vectors, candidates), exported(vectors, candidates)
+        if got.shape != wanted.shape or not np.isfinite(got).all():
+            raise BundleError(f"the exported scorer gives no finite scores of shape {wanted.shape}")
+        difference = max(difference, float(np.abs(wanted - got).max()))
+    if difference > TOLERANCE:
+        raise BundleError(
+            f"ONNX Runtime's scores differ from PyTorch's by {difference:.2g}, allowed is {TOLERANCE:g}. "
+            "No bundle was written; train again with a lower learning rate, or report this with the checkpoint"
+        )
+    return difference
+
+
+def score_of(network: ScoringNetwork) -> Score:
+    """The network as a function from vectors and candidate rows to scores, shape (batch, n), float32."""
+    device = next(network.parameters()).device
+
+    def score(vectors: Vectors, candidates: IntArray) -> Vectors:
+        with torch.inference_mode():
+            scores = network.score(torch.from_numpy(vectors).to(device), torch.from_numpy(candidates).to(device))
+        found: Vectors = scores.float().cpu().numpy()
+        return found
+
+    return score
+
+
+class _Scorer(nn.Module):
+    """A network whose forward is its scorer."""
+
+    def __init__(self, network: ScoringNetwork) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, vector: Tensor, candidates: Tensor) -> Tensor:
+        return self.network.score(vector, candidates)
+
+
+class _Distribution(nn.Module):
+    """A variational network whose forward gives both outputs."""
+
+    def __init__(self, network: VariationalNetwork) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, items: Tensor, types: Tensor, ages: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        return self.network.distribution(items, types, ages, lengths)
+
+
+def _windows_of_every_length(items: int, types: int, max_length: int) -> Iterator[WindowInputs]:
+    """Random windows of every length from 0 to the longest, alone and mixed in one batch."""
     rng = np.random.default_rng(0)
     batches = [np.full(_WINDOWS_A_LENGTH, length, np.int64) for length in range(max_length + 1)]
     batches += [np.array([length], np.int64) for length in (0, 1, max_length)]
     batches.append(rng.permutation(np.repeat(np.arange(max_length + 1), 2)))
-    largest_norm = float(np.linalg.norm(item_vectors, axis=1).max())
-    compared, difference, swapped = 0, 0.0, 0
     for lengths in batches:
-        inputs = random_inputs(lengths, len(item_vectors) - 1, types, rng)
-        wanted, got = expected(inputs), exported(inputs)
-        where = f"windows of {lengths.min()} to {lengths.max()} events"
-        if got.shape != wanted.shape or not np.isfinite(got).all():
-            raise BundleError(f"the exported encoder gives no finite vectors of shape {wanted.shape} for {where}")
-        if got[lengths == 0].any():
-            raise BundleError("the exported encoder gives a window without events a vector that is not zero")
-        off = float(np.abs(wanted - got).max())
-        if off > TOLERANCE:
-            raise BundleError(
-                f"ONNX Runtime's vectors differ from PyTorch's by {off:.2g} for {where}, allowed is {TOLERANCE:g}. "
-                "No bundle was written; train again with a lower learning rate, or report this with the checkpoint"
-            )
-        swapped += _swapped(wanted, got, item_vectors, largest_norm, where)
-        compared += len(lengths)
-        difference = max(difference, off)
-    return Parity(windows=compared, max_abs_difference=difference, swapped_ties=swapped)
+        yield random_inputs(lengths, items, types, rng)
+
+
+def _difference(wanted: Vectors, got: Vectors, lengths: IntArray, what: str) -> float:
+    """The largest difference, which must be allowed; for windows without events both must be zeros."""
+    where = _described(lengths)
+    if got.shape != wanted.shape or not np.isfinite(got).all():
+        raise BundleError(f"the exported encoder gives no finite {what}s of shape {wanted.shape} for {where}")
+    if got[lengths == 0].any():
+        raise BundleError(f"the exported encoder gives a window without events a {what} that is not zero")
+    off = float(np.abs(wanted - got).max())
+    if off > TOLERANCE:
+        raise BundleError(
+            f"ONNX Runtime's {what}s differ from PyTorch's by {off:.2g} for {where}, allowed is {TOLERANCE:g}. "
+            "No bundle was written; train again with a lower learning rate, or report this with the checkpoint"
+        )
+    return off
+
+
+def _described(lengths: IntArray) -> str:
+    return f"windows of {lengths.min()} to {lengths.max()} events"
 
 
 def _swapped(wanted: Vectors, got: Vectors, item_vectors: Vectors, largest_norm: float, where: str) -> int:

@@ -7,11 +7,12 @@ import pytest
 import torch
 
 from export.commands import export
-from export.onnx_graph import check_parity, onnx_encoder
+from export.onnx_graph import check_parity
 from models.bundle import Bundle, read_bundle
 from models.checkpoint import read_checkpoint
 from models.commands.train import train
 from models.errors import BundleError
+from models.evaluation.onnx_runtime import onnx_encoder
 from models.spec import Vectors
 from models.windows import WindowInputs
 
@@ -21,7 +22,7 @@ MAX_LENGTH = 9
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("checkpoints") / "tiny"
-    train(out=out, users=30, epochs=1, dim=8, window_max=MAX_LENGTH, window_keep=4)
+    train(out=out, users=30, epochs=1, settings=["dim=8"], window_max=MAX_LENGTH, window_keep=4)
     return out
 
 
