@@ -33,15 +33,13 @@ def export(
             check_deviation_parity,
             check_parity,
             check_scorer_parity,
-            deviation_of,
             export_encoder,
             export_scorer,
-            score_of,
         )
         from models.checkpoint import read_checkpoint
         from models.evaluation.onnx_runtime import onnx_deviation, onnx_encoder, onnx_scorer
+        from models.networks.functions import deviation_of, encoder_of, item_vectors_of, score_of
         from models.networks.network import ScoringNetwork, VariationalNetwork
-        from models.training.train import encoder_of, item_vectors_of
     except ModuleNotFoundError as error:
         raise MissingExtra("train", error.name or "torch") from error
 

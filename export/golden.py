@@ -99,8 +99,8 @@ def golden_sample(
     )
     expected = encode(inputs)
     top = top_rows(expected, item_vectors)
-    scores = None
+    scored = None
     if score is not None:
         candidates = np.maximum(top, 0)
-        scores = GoldenScores(candidates, score(expected, candidates))
-    return Golden(inputs, expected, top, None if deviate is None else deviate(inputs), scores)
+        scored = GoldenScores(candidates, score(expected, candidates))
+    return Golden(inputs, expected, top, None if deviate is None else deviate(inputs), scored)

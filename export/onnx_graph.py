@@ -173,19 +173,6 @@ def check_deviation_parity(
     return difference
 
 
-def deviation_of(network: VariationalNetwork) -> Callable[[WindowInputs], Vectors]:
-    """The network as a function from encoder inputs to the deviations of its vectors, shape (batch, dim), float32."""
-    device = next(network.parameters()).device
-
-    def deviate(inputs: WindowInputs) -> Vectors:
-        tensors = [torch.from_numpy(array).to(device) for array in inputs.as_feed().values()]
-        with torch.inference_mode():
-            deviations: Vectors = network.distribution(*tensors)[1].float().cpu().numpy()
-        return deviations
-
-    return deviate
-
-
 def check_scorer_parity(
     expected: Score, exported: Score, encode: Callable[[WindowInputs], Vectors], items: int, types: int, max_length: int
 ) -> float:
@@ -220,19 +207,6 @@ def check_scorer_parity(
             "No bundle was written; train again with a lower learning rate, or report this with the checkpoint"
         )
     return difference
-
-
-def score_of(network: ScoringNetwork) -> Score:
-    """The network as a function from vectors and candidate rows to scores, shape (batch, n), float32."""
-    device = next(network.parameters()).device
-
-    def score(vectors: Vectors, candidates: IntArray) -> Vectors:
-        with torch.inference_mode():
-            scores = network.score(torch.from_numpy(vectors).to(device), torch.from_numpy(candidates).to(device))
-        found: Vectors = scores.float().cpu().numpy()
-        return found
-
-    return score
 
 
 class _Scorer(nn.Module):

@@ -64,6 +64,5 @@ def unseen_cross_entropy(vectors: Tensor, item_table: Tensor, targets: Tensor, s
     Returns:
         The mean over the n events, a scalar; 0 for none.
     """
-    # autograd.Function.apply has no types in PyTorch 2.15.
-    loss: Tensor = _UnseenCrossEntropy.apply(vectors, item_table, targets, seen)  # type: ignore[no-untyped-call]
+    loss: Tensor = _UnseenCrossEntropy.apply(vectors, item_table, targets, seen)
     return loss

@@ -154,8 +154,8 @@ def _recommender(path: Path) -> "Recommender":
         import torch
 
         from models.checkpoint import read_checkpoint
+        from models.networks.functions import encoder_of, item_vectors_of
         from models.networks.network import ScoringNetwork
-        from models.training.train import encoder_of, item_vectors_of
     except ModuleNotFoundError as error:
         raise MissingExtra("train", error.name or "torch") from error
 

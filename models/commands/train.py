@@ -111,14 +111,15 @@ def train(
         import torch
 
         from models.checkpoint import Checkpoint, TrainedModel, write_checkpoint
-        from models.evaluation.leave_one_out import evaluate_encoder, evaluate_popularity
+        from models.evaluation.leave_one_out import evaluate_popularity
         from models.networks import NAMES, build_network, find_family
+        from models.networks.functions import item_vectors_of
         from models.networks.network import LearnedNetwork, TrainingData
         from models.training.devices import choose_device, choose_precision
         from models.training.distributed import Workers
         from models.training.history import write_history
         from models.training.plan import TrainingPlan
-        from models.training.train import encoder_of, item_vectors_of, train_network
+        from models.training.train import evaluate_network, train_network
 
         if model not in NAMES:
             raise DataError(f"there is no model {model!r}. Choose one of: {', '.join(NAMES)}")
@@ -182,7 +183,7 @@ def train(
 
     item_vectors = item_vectors_of(network)
     metrics = {
-        **evaluate_encoder(encoder_of(network), item_vectors, held_out.test, vocabulary, types, window_max),
+        **evaluate_network(network, held_out.test, vocabulary, types, window_max),
         **evaluate_popularity(counts, held_out.test, vocabulary),
         **{f"validation_{figure}": value for figure, value in outcome.validation.items()},
         "best_epoch": float(outcome.best_epoch),

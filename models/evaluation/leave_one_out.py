@@ -8,6 +8,7 @@ from models.data.splits import Judged
 from models.evaluation.full_ranking import Judgement, judge, queries_of
 from models.evaluation.metrics import hit_rate, mrr, ndcg
 from models.evaluation.recommender import Encode, Recommender
+from models.ranking import Score
 from models.spec import Vectors, WindowRule
 from models.vocabulary import Vocabulary
 from models.windows import WindowInputs
@@ -22,6 +23,9 @@ def evaluate_encoder(
     vocabulary: Vocabulary,
     types: Sequence[str],
     max_length: int,
+    *,
+    score: Score | None = None,
+    candidates: int = 0,
 ) -> dict[str, float]:
     """How well an encoder predicts, ranking all items, all that the user ever touched before left out.
 
@@ -32,6 +36,8 @@ def evaluate_encoder(
         vocabulary: The model's items.
         types: The model's event type names.
         max_length: Longest window.
+        score: The scorer, where a score is no dot product.
+        candidates: How many items are retrieved for it.
 
     Returns:
         "hr@10" (which is Recall@10 too, for one item is relevant), "ndcg@10", "mrr@10"; and "loss", the mean
@@ -40,7 +46,15 @@ def evaluate_encoder(
     Raises:
         DataError: Nobody is to be judged, or the vocabulary has none of the items.
     """
-    recommender = Recommender(vocabulary, tuple(types), WindowRule(max_length, max_length), encode, item_vectors)
+    recommender = Recommender(
+        vocabulary,
+        tuple(types),
+        WindowRule(max_length, max_length),
+        encode,
+        item_vectors,
+        score=score,
+        candidates=candidates,
+    )
     judgement = judge(recommender, queries_of(judged))
     known = np.array([item_id in vocabulary.rows for item_id in judged.targets])
     return {**_figures(judgement), "loss": float(judgement.losses[known].mean()) if known.any() else 0.0}

@@ -123,8 +123,8 @@ def _stack(config: Seq2SeqConfig, dropout: PooledDropout, *, is_decoder: bool) -
     # A bucket for every distance. T5's wider buckets for what is far are found through a logarithm, which two runtimes
     # may round to different sides of a border; and there is no window here that needs them.
     exact = config.max_length + 1
-    # The types of transformers 5.17 are partial: they lack this constructor, and an argument of the other.
-    stack = T5Stack(  # type: ignore[no-untyped-call]
+    # The types of transformers 5.17 are partial: they lack an argument of this one.
+    stack = T5Stack(
         T5Config(  # type: ignore[call-arg]
             vocab_size=1,
             d_model=config.dim,
@@ -145,7 +145,7 @@ def _stack(config: Seq2SeqConfig, dropout: PooledDropout, *, is_decoder: bool) -
         # The first half of the buckets is for what is before, the second for what is after.
         near = nearness(config.heads, torch.arange(4 * exact) % (2 * exact))
         stack.get_parameter("block.0.layer.0.SelfAttention.relative_attention_bias.weight").copy_(near.T)
-    stack.set_input_embeddings(nn.Identity())  # type: ignore[no-untyped-call]
+    stack.set_input_embeddings(nn.Identity())
     # Ours is faster on a CPU, and leaves the attention weights alone, as in `sasrec`. One for all: its pool is large.
     for module in list(stack.modules()):
         for name, child in module.named_children():

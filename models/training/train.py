@@ -4,7 +4,7 @@ import copy
 import math
 import time
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,13 +16,14 @@ from torch import Tensor
 from models.data.splits import Judged, Split
 from models.errors import DataError
 from models.evaluation.leave_one_out import evaluate_encoder
-from models.networks.network import Batch, FittedNetwork, LearnedNetwork, Network, TrainingData
-from models.spec import Vectors
+from models.networks.functions import encoder_of, item_vectors_of, score_of, tensors_of
+from models.networks.network import Batch, FittedNetwork, LearnedNetwork, Network, ScoringNetwork, TrainingData
 from models.training.distributed import Workers
 from models.training.plan import EpochReport, TrainingPlan
 from models.training.regularisers import Regulariser
 from models.training.resume import Progress, read_progress, write_progress
 from models.training.segments import batch_inputs, batches_of, training_segments
+from models.vocabulary import Vocabulary
 from models.windows import WindowInputs
 
 _BETAS = (0.9, 0.98)
@@ -161,7 +162,9 @@ class _Training:
             self._network.eval()
             validation = self._workers.agree(self._judge.validation() if validated and self._workers.is_first else None)
             if validation is not None and not math.isfinite(validation["loss"]):
-                raise DataError(f"the model's scores are no numbers any more after epoch {epoch}; lower --learning-rate")
+                raise DataError(
+                    f"the model's scores are no numbers any more after epoch {epoch}; lower --learning-rate"
+                )
             better = validation is not None and (
                 self._best is None or validation["ndcg@10"] > (self._best.validation or {})["ndcg@10"]
             )
@@ -237,7 +240,7 @@ class _Training:
         return _FINAL_RATE + (1.0 - _FINAL_RATE) * 0.5 * (1.0 + math.cos(math.pi * done))
 
     def _batch(self, inputs: WindowInputs) -> Batch:
-        items, types, ages, lengths = _tensors(inputs, self._device)
+        items, types, ages, lengths = tensors_of(inputs, self._device)
         return Batch(items, types, ages, lengths, min(1.0, self._taken / self._steps))
 
     def _progress(self) -> Progress:
@@ -294,39 +297,21 @@ class _Judge:
         return self._figures(self._training)
 
     def _figures(self, judged: Judged) -> dict[str, float]:
-        return evaluate_encoder(
-            encoder_of(self._network),
-            item_vectors_of(self._network),
-            judged,
-            self._data.vocabulary,
-            self._data.types,
-            self._max_length,
-        )
+        return evaluate_network(self._network, judged, self._data.vocabulary, self._data.types, self._max_length)
 
 
-def encoder_of(network: Network) -> Callable[[WindowInputs], Vectors]:
-    """The network as a function from encoder inputs to vectors, shape (batch, dim), float32."""
-    device = next((tensor.device for tensor in (*network.parameters(), *network.buffers())), torch.device("cpu"))
-
-    def encode(inputs: WindowInputs) -> Vectors:
-        with torch.inference_mode():
-            vectors: Vectors = network(*_tensors(inputs, device)).float().cpu().numpy()
-        return vectors
-
-    return encode
-
-
-def item_vectors_of(network: Network) -> Vectors:
-    """The network's item table as an array of its own, shape (items + 1, dim), float32."""
-    with torch.inference_mode():
-        vectors: Vectors = network.item_table().float().cpu().numpy().copy()
-    return vectors
-
-
-def _tensors(inputs: WindowInputs, device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    return (
-        torch.from_numpy(inputs.items).to(device),
-        torch.from_numpy(inputs.types).to(device),
-        torch.from_numpy(inputs.ages).to(device),
-        torch.from_numpy(inputs.lengths).to(device),
+def evaluate_network(
+    network: Network, judged: Judged, vocabulary: Vocabulary, types: Sequence[str], max_length: int
+) -> dict[str, float]:
+    """The figures of `evaluate_encoder` for a network as it is served: one with a scorer orders its candidates by it."""
+    scorer = network if isinstance(network, ScoringNetwork) else None
+    return evaluate_encoder(
+        encoder_of(network),
+        item_vectors_of(network),
+        judged,
+        vocabulary,
+        types,
+        max_length,
+        score=score_of(scorer) if scorer else None,
+        candidates=scorer.candidates if scorer else 0,
     )

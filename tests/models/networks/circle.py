@@ -15,10 +15,11 @@ from models.data.splits import Split, leave_one_out
 from models.evaluation.leave_one_out import evaluate_encoder
 from models.evaluation.onnx_runtime import onnx_encoder
 from models.networks import build_network
+from models.networks.functions import encoder_of, item_vectors_of
 from models.networks.network import Network, TrainingData
 from models.spec import CONFIG_FORMAT, ModelConfig, WindowRule
 from models.training.plan import TrainingPlan
-from models.training.train import encoder_of, item_vectors_of, train_network
+from models.training.train import train_network
 from models.vocabulary import Vocabulary
 
 ITEMS, EVENTS, MAX_LENGTH = 30, 7, 6

@@ -39,4 +39,5 @@ def test_the_gradient_flows_through_what_is_kept() -> None:
     x = torch.ones(64, requires_grad=True)
     dropped = PooledDropout(0.5)(x)
     dropped.sum().backward()
+    assert x.grad is not None
     assert torch.equal(x.grad, dropped.detach())

@@ -6,15 +6,15 @@ import onnx
 import pytest
 import torch
 
-from export.onnx_graph import check_scorer_parity, export_scorer, score_of
+from export.onnx_graph import check_scorer_parity, export_scorer
 from models.errors import BundleError
 from models.evaluation.onnx_runtime import onnx_scorer
 from models.networks import build_network
+from models.networks.functions import encoder_of, item_vectors_of, score_of
 from models.networks.ncf import Ncf
 from models.networks.network import Batch
 from models.ranking import rank_candidates
 from models.spec import IntArray, Vectors
-from models.training.train import encoder_of, item_vectors_of
 from models.windows import window_inputs
 from tests.models.networks.circle import (
     CHANCE_NDCG,

@@ -8,7 +8,7 @@ from models.training import devices
 def test_auto_takes_the_processor_where_there_is_no_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert devices.choose_device("auto") == torch.device("cpu")
-    with pytest.raises(DataError, match="--device cuda.*no usable CUDA"):
+    with pytest.raises(DataError, match=r"--device cuda.*no usable CUDA"):
         devices.choose_device("cuda")
 
 

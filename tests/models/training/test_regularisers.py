@@ -44,16 +44,15 @@ def test_diversity_is_minus_the_entropy_of_the_mean_exposure() -> None:
 def test_the_adversary_learns_popularity_while_the_items_learn_to_hide_it() -> None:
     net = network()
     regulariser = Regulariser(net, data(), 0.0, 1.0)
+    table, weight = net.item_table(), next(regulariser.adversary.parameters())
     value = regulariser(Loss(torch.ones(()), 1))
-    value.backward()
-    weight = regulariser.adversary[0].weight
-    table = net.item_table()
-    # One small step of descent on each: the adversary's makes the error smaller, the items' larger.
+    of_table, of_weight = torch.autograd.grad(value, (table, weight))
+    # One small step of descent on each: the items' makes the adversary's error larger, its own smaller.
     before = value.item()
     with torch.no_grad():
-        table -= 0.1 * table.grad
+        table.sub_(of_table, alpha=0.1)
     assert regulariser(Loss(torch.ones(()), 1)).item() > before
     with torch.no_grad():
-        table += 0.1 * table.grad
-        weight -= 0.01 * weight.grad
+        table.add_(of_table, alpha=0.1)
+        weight.sub_(of_weight, alpha=0.01)
     assert regulariser(Loss(torch.ones(()), 1)).item() < before

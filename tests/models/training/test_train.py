@@ -14,9 +14,9 @@ from models.data.events import user_sequences
 from models.data.splits import leave_one_out
 from models.errors import BundleError, DataError, DriftlineError
 from models.evaluation.leave_one_out import evaluate_encoder, evaluate_popularity
+from models.networks.functions import item_vectors_of
 from models.spec import Vectors
 from models.synthetic import LogPlan, generate_log
-from models.training.train import item_vectors_of
 from models.vocabulary import Vocabulary
 from models.windows import WindowInputs
 
