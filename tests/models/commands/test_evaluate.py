@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from models.bundle import read_bundle
 from models.commands.evaluate import evaluate
 from models.commands.results import Output
 from models.commands.train import SplitName, train
@@ -99,7 +100,7 @@ def test_a_replay_begins_at_the_time_given_and_may_be_sampled(log: str, capsys: 
 
 def test_models_are_compared_in_one_table(log: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     evaluate([DEMO, DEMO], log, compare=True, out=tmp_path)
-    assert capsys.readouterr().out.count("e6d891620a11") == 2
+    assert capsys.readouterr().out.count(read_bundle(DEMO).config.version) == 2
     assert {path.name for path in tmp_path.iterdir()} == {"evaluation.md", "evaluation.json", "comparison.png"}
     first, second = json.loads((tmp_path / "evaluation.json").read_text())["models"]
     assert first["behind"] is None
@@ -165,6 +166,7 @@ def test_without_torch_and_matplotlib_a_bundle_is_evaluated_and_plots_name_the_e
 import sys
 sys.modules["torch"] = sys.modules["matplotlib"] = None
 from pathlib import Path
+from models.bundle import read_bundle
 from models.commands.evaluate import evaluate
 from models.errors import MissingExtra
 evaluate([Path({str(DEMO)!r})], {log!r}, freshness=True)
