@@ -14,7 +14,7 @@ class TrainingPlan(msgspec.Struct, frozen=True, kw_only=True):
         seed: Fixes the order of the data and the dropout; the caller seeds the network's initial parameters.
         epochs: Passes over the data at most.
         learning_rate: The peak.
-        warmup_steps: Steps in which the rate rises to the peak, at most a tenth of all, before a cosine takes it down.
+        warmup_steps: Steps in which the rate rises to the peak, at most a twentieth of all, before a cosine takes it down.
         batch_tokens: Events a batch, padding counted.
         weight_decay: Of AdamW, decoupled.
         patience: Validations without a better NDCG@10 after which training stops.

@@ -143,7 +143,7 @@ class _Training:
         tokens = sum(len(sequence) for sequence in split.train)
         self._steps = max(1, math.ceil(tokens / plan.batch_tokens / self._workers.count)) * plan.epochs
         # A training of a few hundred steps would spend them all warming up.
-        self._warmup = min(plan.warmup_steps, self._steps // 10)
+        self._warmup = min(plan.warmup_steps, self._steps // 20)
         self._taken = 0
         self._history: list[EpochReport] = []
         self._best: EpochReport | None = None
