@@ -46,6 +46,16 @@ _FETCH_BYTES: Final = 64 * 1024
 _UNEXPECTED: Final = 70  # EX_SOFTWARE of sysexits.h
 
 
+def known_end(consumer: Any, partition: TP) -> int | None:
+    """The end of a partition as of the last fetch; None where there was none, or the partition is being taken away."""
+    try:
+        end: int | None = consumer.highwater(partition)
+    except AssertionError:
+        # aiokafka 0.14 asserts that the partition is assigned: in a rebalance it is not, for some milliseconds.
+        return None
+    return end
+
+
 class Evolve:
     """The evolve service: `run` until SIGTERM or SIGINT.
 
@@ -196,7 +206,7 @@ class Evolve:
             await asyncio.sleep(_LAG_EVERY_S)
             lag = 0
             for partition, next_offset in self._applier.next_offsets().items():
-                end = self._app.consumer.highwater(TP(self._topic.name, partition))
+                end = known_end(self._app.consumer, TP(self._topic.name, partition))
                 lag += max(0, (end or 0) - next_offset)
             self._metrics.lag_frames.set(lag)
             self._health.lag(lag)

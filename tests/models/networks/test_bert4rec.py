@@ -23,7 +23,7 @@ from tests.models.networks.circle import (
 
 @pytest.fixture(scope="module")
 def trained() -> Trained:
-    return train_a_moment("bert4rec", dim=16, blocks=1)
+    return train_a_moment("bert4rec", epochs=50, dim=16, blocks=1)
 
 
 def randomised(**settings: object) -> Bert4Rec:
