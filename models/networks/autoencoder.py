@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from models.networks.dropout import PooledDropout
 from models.networks.events import INITIAL_STD, EventEmbedding
-from models.networks.network import Family, NetworkConfig, NextItemNetwork
+from models.networks.network import Family, NetworkConfig, NextItemNetwork, check_heads, check_share
 from models.networks.transformer import MASKED
 
 # exp of it is 0 too, but beside the future it is large: a bag that is hidden whole is seen whole, never what follows.
@@ -41,11 +41,9 @@ class AutoencoderConfig(NetworkConfig, frozen=True, forbid_unknown_fields=True):
         super().__post_init__()
         if min(self.dim, self.heads) < 1:
             raise ValueError("dim and heads must be at least 1")
-        if self.dim % self.heads:
-            raise ValueError(f"dim must be a multiple of heads, not {self.dim} of {self.heads}")
+        check_heads(self.dim, self.heads)
         for name, share in (("corruption", self.corruption), ("dropout", self.dropout)):
-            if not 0.0 <= share < 1.0:
-                raise ValueError(f"{name} must be at least 0 and below 1, not {share}")
+            check_share(name, share)
 
 
 class Autoencoder(NextItemNetwork):

@@ -16,7 +16,16 @@ from torch.nn import functional
 from models.losses import unseen_cross_entropy
 from models.networks.dropout import PooledDropout
 from models.networks.events import EventEmbedding
-from models.networks.network import Batch, Family, LearnedNetwork, Loss, NetworkConfig, TrainingDefaults
+from models.networks.network import (
+    Batch,
+    Family,
+    LearnedNetwork,
+    Loss,
+    NetworkConfig,
+    TrainingDefaults,
+    check_heads,
+    check_share,
+)
 from models.networks.transformer import MASKED, TransformerBlock, nearness
 
 
@@ -46,10 +55,8 @@ class Bert4RecConfig(NetworkConfig, frozen=True, forbid_unknown_fields=True):
         super().__post_init__()
         if min(self.dim, self.blocks, self.heads) < 1:
             raise ValueError("dim, blocks and heads must be at least 1")
-        if self.dim % self.heads:
-            raise ValueError(f"dim must be a multiple of heads, not {self.dim} of {self.heads}")
-        if not 0.0 <= self.dropout < 1.0:
-            raise ValueError(f"dropout must be at least 0 and below 1, not {self.dropout}")
+        check_heads(self.dim, self.heads)
+        check_share("dropout", self.dropout)
         if not 0.0 < self.masked < 1.0:
             raise ValueError(f"masked must be above 0 and below 1, not {self.masked}")
         if not 0.0 <= self.last_only <= 1.0:

@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from models.networks.dropout import PooledDropout
 from models.networks.events import EventEmbedding
-from models.networks.network import Family, NetworkConfig, NextItemNetwork
+from models.networks.network import Family, NetworkConfig, NextItemNetwork, check_share
 
 
 class CnnConfig(NetworkConfig, frozen=True, forbid_unknown_fields=True):
@@ -38,8 +38,7 @@ class CnnConfig(NetworkConfig, frozen=True, forbid_unknown_fields=True):
         super().__post_init__()
         if min(self.dim, self.blocks) < 1 or self.kernel < 2:
             raise ValueError("dim and blocks must be at least 1, kernel at least 2")
-        if not 0.0 <= self.dropout < 1.0:
-            raise ValueError(f"dropout must be at least 0 and below 1, not {self.dropout}")
+        check_share("dropout", self.dropout)
 
 
 class Cnn(NextItemNetwork):

@@ -33,6 +33,7 @@ from models.networks.network import (
     NetworkConfig,
     TrainingData,
     TrainingDefaults,
+    check_share,
     lasting,
     seen_so_far,
 )
@@ -64,8 +65,7 @@ class GraphConfig(NetworkConfig, frozen=True, forbid_unknown_fields=True):
         super().__post_init__()
         if min(self.dim, self.layers) < 1:
             raise ValueError("dim and layers must be at least 1")
-        if not 0.0 <= self.dropout < 1.0:
-            raise ValueError(f"dropout must be at least 0 and below 1, not {self.dropout}")
+        check_share("dropout", self.dropout)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from models.networks.dropout import PooledDropout
 from models.networks.events import EventEmbedding
-from models.networks.network import Family, NetworkConfig, NextItemNetwork
+from models.networks.network import Family, NetworkConfig, NextItemNetwork, check_share
 
 
 class GruConfig(NetworkConfig, frozen=True, forbid_unknown_fields=True):
@@ -36,8 +36,7 @@ class GruConfig(NetworkConfig, frozen=True, forbid_unknown_fields=True):
         super().__post_init__()
         if min(self.dim, self.width, self.layers) < 1:
             raise ValueError("dim, width and layers must be at least 1")
-        if not 0.0 <= self.dropout < 1.0:
-            raise ValueError(f"dropout must be at least 0 and below 1, not {self.dropout}")
+        check_share("dropout", self.dropout)
 
 
 class Gru(NextItemNetwork):

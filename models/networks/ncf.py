@@ -10,7 +10,16 @@ from torch.nn import functional
 from models.losses import unseen_cross_entropy
 from models.networks.dropout import PooledDropout
 from models.networks.events import INITIAL_STD, EventEmbedding
-from models.networks.network import Batch, Family, Loss, NetworkConfig, ScoringNetwork, TrainingDefaults, seen_so_far
+from models.networks.network import (
+    Batch,
+    Family,
+    Loss,
+    NetworkConfig,
+    ScoringNetwork,
+    TrainingDefaults,
+    check_share,
+    seen_so_far,
+)
 
 # Finite, so that no arithmetic on a masked score can make NaN; exp of it is exactly 0 in float32.
 _MASKED = -1e9
@@ -42,8 +51,7 @@ class NcfConfig(NetworkConfig, frozen=True, forbid_unknown_fields=True):
         super().__post_init__()
         if min(self.heads, self.candidates) < 1 or self.dim < 2:
             raise ValueError("heads and candidates must be at least 1, dim at least 2")
-        if not 0.0 <= self.dropout < 1.0:
-            raise ValueError(f"dropout must be at least 0 and below 1, not {self.dropout}")
+        check_share("dropout", self.dropout)
 
 
 class Ncf(ScoringNetwork):

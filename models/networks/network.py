@@ -36,6 +36,26 @@ class NetworkConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             raise ValueError("items and max_length must be at least 1, types at least 0")
 
 
+def check_heads(dim: int, heads: int) -> None:
+    """Check that attention heads share a vector evenly.
+
+    Raises:
+        ValueError: They do not.
+    """
+    if dim % heads:
+        raise ValueError(f"dim must be a multiple of heads, not {dim} of {heads}")
+
+
+def check_share(name: str, share: float) -> None:
+    """Check a share that is dropped: none is allowed, all is not.
+
+    Raises:
+        ValueError: It is below 0, or 1 or more.
+    """
+    if not 0.0 <= share < 1.0:
+        raise ValueError(f"{name} must be at least 0 and below 1, not {share}")
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class TrainingData:
     """What a network may look at before it is trained: nothing that is held out is in here.

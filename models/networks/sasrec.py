@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from models.networks.dropout import PooledDropout
 from models.networks.events import EventEmbedding
-from models.networks.network import Family, NetworkConfig, NextItemNetwork
+from models.networks.network import Family, NetworkConfig, NextItemNetwork, check_heads, check_share
 from models.networks.transformer import MASKED, TransformerBlock
 
 
@@ -37,10 +37,8 @@ class SasRecConfig(NetworkConfig, frozen=True, forbid_unknown_fields=True):
         super().__post_init__()
         if min(self.dim, self.blocks, self.heads) < 1:
             raise ValueError("dim, blocks and heads must be at least 1")
-        if self.dim % self.heads:
-            raise ValueError(f"dim must be a multiple of heads, not {self.dim} of {self.heads}")
-        if not 0.0 <= self.dropout < 1.0:
-            raise ValueError(f"dropout must be at least 0 and below 1, not {self.dropout}")
+        check_heads(self.dim, self.heads)
+        check_share("dropout", self.dropout)
 
 
 class SasRec(NextItemNetwork):

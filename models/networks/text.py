@@ -22,6 +22,7 @@ from models.networks.network import (
     NextItemNetwork,
     TrainingData,
     TrainingDefaults,
+    check_heads,
     seen_so_far,
 )
 from models.networks.sasrec import SasRec, SasRecConfig
@@ -199,8 +200,7 @@ class TwoTowerConfig(TextConfig, frozen=True, forbid_unknown_fields=True):
         super().__post_init__()
         if min(self.blocks, self.heads, self.negatives) < 1:
             raise ValueError("blocks, heads and negatives must be at least 1")
-        if self.dim % self.heads:
-            raise ValueError(f"dim must be a multiple of heads, not {self.dim} of {self.heads}")
+        check_heads(self.dim, self.heads)
         if self.l2 < 0.0:
             raise ValueError(f"l2 must be at least 0, not {self.l2}")
 

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from models.errors import BundleError, DataError, MissingExtra
-from models.networks.network import NetworkConfig, TrainingData
+from models.networks.network import NetworkConfig, TrainingData, check_share
 from models.spec import ItemMetadata
 
 MINILM = "minilm"
@@ -75,8 +75,7 @@ class TextConfig(NetworkConfig, frozen=True, forbid_unknown_fields=True):
         super().__post_init__()
         if min(self.dim, self.lora_rank, self.text_tokens, self.encoded_items) < 1:
             raise ValueError("dim, lora_rank, text_tokens and encoded_items must be at least 1")
-        if not 0.0 <= self.dropout < 1.0:
-            raise ValueError(f"dropout must be at least 0 and below 1, not {self.dropout}")
+        check_share("dropout", self.dropout)
         if self.text_config is None:
             msgspec.structs.force_setattr(self, "text_config", _read_config(self.text_model))
 

@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from models.networks.dropout import PooledDropout
 from models.networks.events import INITIAL_STD
-from models.networks.network import Family, TrainingData, lasting
+from models.networks.network import Family, TrainingData, check_heads, check_share, lasting
 from models.networks.text import TextNetwork, TextTransformer
 from models.networks.text_encoder import TextConfig
 
@@ -31,8 +31,7 @@ class FusionConfig(TextConfig, frozen=True, forbid_unknown_fields=True):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0.0 <= self.id_dropout < 1.0:
-            raise ValueError(f"id_dropout must be at least 0 and below 1, not {self.id_dropout}")
+        check_share("id_dropout", self.id_dropout)
 
 
 class TextIdConfig(FusionConfig, frozen=True, forbid_unknown_fields=True):
@@ -54,8 +53,7 @@ class TextIdConfig(FusionConfig, frozen=True, forbid_unknown_fields=True):
         super().__post_init__()
         if min(self.blocks, self.heads) < 1:
             raise ValueError("blocks and heads must be at least 1")
-        if self.dim % self.heads:
-            raise ValueError(f"dim must be a multiple of heads, not {self.dim} of {self.heads}")
+        check_heads(self.dim, self.heads)
 
 
 class TextMfConfig(FusionConfig, frozen=True, forbid_unknown_fields=True):
