@@ -15,13 +15,12 @@ from rich.table import Table
 from rich.text import Text
 
 from models.commands.results import Output
-from models.commands.train import SYNTHETIC, SplitName
-from models.data.events import Log, UserSequence, item_counts, user_sequences
-from models.data.readers import LogFormat, read_events
-from models.data.splits import Split, global_time, leave_one_out
+from models.commands.source import SplitName, read_log, split_log
+from models.data.events import UserSequence, item_counts, user_sequences
+from models.data.readers import LogFormat
 from models.errors import BundleError, DataError, MissingExtra
 from models.evaluation.prequential import Seen
-from models.synthetic import LogPlan, generate_log
+from models.synthetic import LogPlan
 
 if TYPE_CHECKING:
     from models.evaluation.prequential import Replay
@@ -90,13 +89,13 @@ def evaluate(
         )
     if out is not None:
         _prepare(out)
-    log = _read(data, data_format, min_rating)
+    log = read_log(data, data_format, min_rating, _SYNTHETIC_LOG)
     if prequential and not log.timed:
         raise DataError(
             f"{data} has no times, so it cannot be replayed. Leave --prequential out, or use a log with times"
         )
     sequences = user_sequences(log.events)
-    parts = _split(sequences, log, split)
+    parts = split_log(sequences, split, timed=log.timed)
     judged, counts = parts.test, item_counts(parts.train)
     recommenders = [(str(path), _recommender(path)) for path in models]
     recommender = recommenders[0][1]
@@ -129,18 +128,6 @@ def evaluate(
     if out is not None:
         _write(report, out)
     _print(report, output)
-
-
-def _read(data: str, data_format: LogFormat, min_rating: float | None) -> Log:
-    if data == SYNTHETIC:
-        return Log(list(generate_log(_SYNTHETIC_LOG)))
-    return read_events(data, data_format, min_rating)
-
-
-def _split(sequences: list[UserSequence], log: Log, split: SplitName) -> Split:
-    if split is SplitName.global_time:
-        return global_time(sequences, timed=log.timed)
-    return leave_one_out(sequences)
 
 
 def _recommender(path: Path) -> "Recommender":

@@ -13,27 +13,19 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from models.commands.results import Output, print_result
+from models.commands.source import SYNTHETIC, SplitName, read_log, split_log
 from models.data.events import LoggedEvent, item_counts, user_sequences
-from models.data.readers import LogFormat, read_events, read_items
-from models.data.splits import global_time, leave_one_out
+from models.data.readers import LogFormat, read_items
 from models.errors import DataError, MissingExtra
 from models.spec import CONFIG_FORMAT, MAX_POPULAR, ItemMetadata, ModelConfig, WindowRule
-from models.synthetic import CATALOGUE, LogPlan, generate_log
+from models.synthetic import CATALOGUE, LogPlan
 from models.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
     from models.networks.network import Family
     from models.training.plan import EpochReport
 
-SYNTHETIC = "synthetic"
 _PROGRESS = "training.safetensors"
-
-
-class SplitName(StrEnum):
-    """How events are held out."""
-
-    leave_one_out = "leave-one-out"
-    global_time = "global-time"
 
 
 class Device(StrEnum):
@@ -133,19 +125,14 @@ def train(
     torch.set_num_threads(threads)
 
     shown = read_items(metadata, item_map=item_map) if metadata else (CATALOGUE if data == SYNTHETIC else {})
-    log: Sequence[LoggedEvent]
-    if data == SYNTHETIC:
-        log, timed = list(generate_log(LogPlan(users=users, events=events, drift=drift, seed=seed))), True
-    else:
-        read = read_events(data, data_format, min_rating)
-        log, timed = read.events, read.timed
-    sequences = user_sequences(log)
-    held_out = leave_one_out(sequences) if split is SplitName.leave_one_out else global_time(sequences, timed=timed)
+    log = read_log(data, data_format, min_rating, LogPlan(users=users, events=events, drift=drift, seed=seed))
+    sequences = user_sequences(log.events)
+    held_out = split_log(sequences, split, timed=log.timed)
     # Items that only the metadata has are known too: a model of texts recommends them before their first event.
     vocabulary = Vocabulary(
-        sorted({event.item_id for event in log} | (shown.keys() if shown is not CATALOGUE else set()))
+        sorted({event.item_id for event in log.events} | (shown.keys() if shown is not CATALOGUE else set()))
     )
-    types = tuple(sorted({event.type for event in log}))
+    types = tuple(sorted({event.type for event in log.events}))
     counts = item_counts(held_out.train)
 
     network_config = _network_config(family, settings or [], len(vocabulary), len(types), window_max)
@@ -204,8 +191,9 @@ def train(
     command = _command_line(
         *("train", "--model", model, *source, "--name", name or model, "--seed", seed, "--epochs", plan.epochs),
         *("--patience", patience, "--validate-every", validate_every, "--learning-rate", plan.learning_rate),
-        *("--weight-decay", plan.weight_decay, "--batch-tokens", plan.batch_tokens, "--diversity", diversity),
-        *("--adversarial", adversarial, "--window-max", window_max, "--window-keep", keep, "--threads", threads),
+        *("--weight-decay", plan.weight_decay, "--batch-tokens", plan.batch_tokens),
+        *("--diversity", diversity, "--adversarial", adversarial),
+        *("--window-max", window_max, "--window-keep", keep, "--threads", threads),
         *("--device", place.type, "--precision", plan.precision, "--out", out),
     )
     config = ModelConfig(
@@ -223,7 +211,7 @@ def train(
         network_config=network_config,
         config=config,
         command=command,
-        data_sha256=_fingerprint(log),
+        data_sha256=_fingerprint(log.events),
         metrics=metrics,
     )
     titles = {item_id: shown.get(item_id, ItemMetadata(title=item_id)) for item_id in vocabulary.ids[1:]}

@@ -8,7 +8,8 @@ import pytest
 from models.bundle import read_bundle
 from models.commands.evaluate import evaluate
 from models.commands.results import Output
-from models.commands.train import SplitName, train
+from models.commands.source import SplitName
+from models.commands.train import train
 from models.data.events import LoggedEvent, user_sequences
 from models.data.splits import leave_one_out
 from models.errors import BundleError, DataError

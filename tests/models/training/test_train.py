@@ -9,7 +9,8 @@ import torch
 
 from models.checkpoint import read_checkpoint
 from models.commands.results import Output
-from models.commands.train import SplitName, train
+from models.commands.source import SplitName
+from models.commands.train import train
 from models.data.events import user_sequences
 from models.data.splits import leave_one_out
 from models.errors import BundleError, DataError, DriftlineError
@@ -162,7 +163,8 @@ import sys
 sys.modules["torch"] = None
 from pathlib import Path
 from export.commands import export
-from models.commands.train import SplitName, train
+from models.commands.source import SplitName
+from models.commands.train import train
 from models.errors import MissingExtra
 for command in (lambda: train(out=Path("x")), lambda: export(Path("x"), out=Path("y"))):
     try:
