@@ -1,5 +1,6 @@
 """Several processes training one network: what torchrun starts."""
 
+import atexit
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -31,6 +32,9 @@ class Workers:
             return cls()
         if not dist.is_initialized():
             dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+            # A process that ends with the group's threads running is aborted by them now and then ("terminate called
+            # without an active exception": PyTorch 2.15, gloo, on a busy machine one in three).
+            atexit.register(dist.destroy_process_group)
         return cls(dist.get_rank(), dist.get_world_size())
 
     @property
