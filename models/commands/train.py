@@ -79,6 +79,10 @@ def train(
         float | None, typer.Option(min=0, help="Peak learning rate; the family's unless given.")
     ] = None,
     weight_decay: Annotated[float | None, typer.Option(min=0, help="AdamW's; the family's unless given.")] = None,
+    averaging: Annotated[
+        float,
+        typer.Option(min=0, max=0.999999, help="Decay of the parameters' average that is kept; 0: the last step's."),
+    ] = 0.999,
     batch_tokens: Annotated[int | None, typer.Option(min=1, help="Events a batch; the family's unless given.")] = None,
     diversity: Annotated[
         float, typer.Option(min=0, help="Weight of the diversity regulariser: exposure spread over more items.")
@@ -144,6 +148,7 @@ def train(
         epochs=epochs or family.training.epochs,
         learning_rate=family.training.learning_rate if learning_rate is None else learning_rate,
         weight_decay=family.training.weight_decay if weight_decay is None else weight_decay,
+        averaging=averaging,
         batch_tokens=batch_tokens or family.training.batch_tokens,
         patience=patience,
         validate_every=validate_every,
@@ -191,7 +196,7 @@ def train(
     command = _command_line(
         *("train", "--model", model, *source, "--name", name or model, "--seed", seed, "--epochs", plan.epochs),
         *("--patience", patience, "--validate-every", validate_every, "--learning-rate", plan.learning_rate),
-        *("--weight-decay", plan.weight_decay, "--batch-tokens", plan.batch_tokens),
+        *("--weight-decay", plan.weight_decay, "--averaging", averaging, "--batch-tokens", plan.batch_tokens),
         *("--diversity", diversity, "--adversarial", adversarial),
         *("--window-max", window_max, "--window-keep", keep, "--threads", threads),
         *("--device", place.type, "--precision", plan.precision, "--out", out),

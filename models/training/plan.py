@@ -17,6 +17,7 @@ class TrainingPlan(msgspec.Struct, frozen=True, kw_only=True):
         warmup_steps: Steps in which the rate rises to the peak, at most a twentieth of all, before a cosine takes it down.
         batch_tokens: Events a batch, padding counted.
         weight_decay: Of AdamW, decoupled.
+        averaging: Decay of the average of the parameters that is judged and kept; 0 keeps those of the last step.
         patience: Validations without a better NDCG@10 after which training stops.
         validate_every: Epochs between two validations; the last epoch is always validated.
         precision: What matrix products are computed in; "bf16" is autocast.
@@ -30,6 +31,7 @@ class TrainingPlan(msgspec.Struct, frozen=True, kw_only=True):
     warmup_steps: int = 200
     batch_tokens: int = 3_200
     weight_decay: float = 0.0
+    averaging: float = 0.999
     patience: int = 5
     validate_every: int = 1
     precision: Precision = "fp32"

@@ -24,6 +24,7 @@ class Progress:
         taken: Steps taken.
         history: Epochs so far; the last one was validated.
         parameters: The network's.
+        averages: The averages of those that are trained, in the network's order.
         best_parameters: The network's after its best epoch.
         regulariser: The regulariser's parameters.
         optimizer: The optimizer's state: parameter index to its moments by name.
@@ -33,6 +34,7 @@ class Progress:
     taken: int
     history: Sequence[EpochReport]
     parameters: dict[str, Tensor]
+    averages: Sequence[Tensor]
     best_parameters: dict[str, Tensor]
     regulariser: dict[str, Tensor]
     optimizer: dict[int, dict[str, Tensor]]
@@ -52,6 +54,7 @@ def write_progress(path: Path, progress: Progress) -> None:
     """
     tensors = {
         **{f"parameters/{name}": tensor for name, tensor in progress.parameters.items()},
+        **{f"average/{index}": tensor for index, tensor in enumerate(progress.averages)},
         **{f"best/{name}": tensor for name, tensor in progress.best_parameters.items()},
         **{f"regulariser/{name}": tensor for name, tensor in progress.regulariser.items()},
         **{
@@ -77,7 +80,7 @@ def read_progress(path: Path) -> Progress:
     Raises:
         DataError: The file is broken.
     """
-    parts: dict[str, dict[str, Tensor]] = {"parameters": {}, "best": {}, "regulariser": {}}
+    parts: dict[str, dict[str, Tensor]] = {"parameters": {}, "average": {}, "best": {}, "regulariser": {}}
     optimizer: dict[int, dict[str, Tensor]] = {}
     try:
         with safe_open(path, framework="pt") as file:
@@ -91,6 +94,14 @@ def read_progress(path: Path) -> Progress:
                     parts[part][name] = file.get_tensor(key)
     except (OSError, SafetensorError, msgspec.DecodeError, KeyError, TypeError) as error:
         raise DataError(f"{path} cannot be read: {error}. Leave out --resume to start anew") from error
+    averages = parts["average"]
     return Progress(
-        record.plan, record.taken, record.history, parts["parameters"], parts["best"], parts["regulariser"], optimizer
+        plan=record.plan,
+        taken=record.taken,
+        history=record.history,
+        parameters=parts["parameters"],
+        averages=[averages[str(index)] for index in range(len(averages))],
+        best_parameters=parts["best"],
+        regulariser=parts["regulariser"],
+        optimizer=optimizer,
     )

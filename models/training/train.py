@@ -18,6 +18,7 @@ from models.errors import DataError
 from models.evaluation.leave_one_out import evaluate_encoder
 from models.networks.functions import encoder_of, item_vectors_of, score_of, tensors_of
 from models.networks.network import Batch, FittedNetwork, LearnedNetwork, Network, ScoringNetwork, TrainingData
+from models.training.averaging import ParameterAverage
 from models.training.distributed import Workers
 from models.training.plan import EpochReport, TrainingPlan
 from models.training.regularisers import Regulariser
@@ -63,7 +64,8 @@ def train_network(
 ) -> Outcome:
     """Train a network in place and leave it with the parameters of its best epoch, in evaluation mode.
 
-    AdamW (Loshchilov and Hutter, 2019), gradients clipped to norm 1, warm-up and cosine. Two runs with one plan, one
+    AdamW (Loshchilov and Hutter, 2019), gradients clipped to norm 1, warm-up and cosine; what is judged and kept is the
+    average of the parameters over the last steps (`ParameterAverage`). Two runs with one plan, one
     initial network, one number of threads and one version of PyTorch give the same parameters, whether or not one of
     them was killed and resumed on the way. PyTorch's global random state is set. Run by torchrun, every process takes
     its share of each epoch's batches, and gradients are averaged.
@@ -133,6 +135,7 @@ class _Training:
             if parameter.requires_grad:
                 groups[share].append(parameter)
         self._parameters = [parameter for group in groups.values() for parameter in group]
+        self._average = ParameterAverage([p for p in network.parameters() if p.requires_grad], plan.averaging)
         self._optimizer = torch.optim.AdamW(
             [{"params": group, "share": share} for share, group in groups.items()],
             lr=plan.learning_rate,
@@ -160,27 +163,23 @@ class _Training:
             loss, tokens_per_second = self._learn(epoch)
             validated = epoch % self._plan.validate_every == 0 or epoch == self._plan.epochs
             self._network.eval()
-            validation = self._workers.agree(self._judge.validation() if validated and self._workers.is_first else None)
-            if validation is not None and not math.isfinite(validation["loss"]):
-                raise DataError(
-                    f"the model's scores are no numbers any more after epoch {epoch}; lower --learning-rate"
-                )
-            better = validation is not None and (
-                self._best is None or validation["ndcg@10"] > (self._best.validation or {})["ndcg@10"]
-            )
+            with self._average.in_place():
+                validation, training, better = self._validate(epoch) if validated else (None, None, False)
+                if better:
+                    self._best_parameters = copy.deepcopy(self._network.state_dict())
             report = EpochReport(
                 epoch,
                 before + time.monotonic() - began,
                 tokens_per_second,
                 self._rate() * self._plan.learning_rate,
                 loss,
-                self._judge.training() if validated and self._workers.is_first else None,
+                training,
                 validation,
                 better,
             )
             self._history.append(report)
             if better:
-                self._best, self._best_parameters = report, copy.deepcopy(self._network.state_dict())
+                self._best = report
             if self._workers.is_first:
                 self._report(report)
                 if validated and self._progress_file is not None:
@@ -191,6 +190,14 @@ class _Training:
         self._network.eval()
         self._network.refresh()
         return Outcome(self._best.epoch, self._best.validation, self._history[-1].seconds, tuple(self._history))
+
+    def _validate(self, epoch: int) -> tuple[dict[str, float], dict[str, float] | None, bool]:
+        """The figures on validation and, in the first process, on training events; and whether no epoch was better."""
+        validation = self._workers.agree(self._judge.validation() if self._workers.is_first else {})
+        if not math.isfinite(validation["loss"]):
+            raise DataError(f"the model's scores are no numbers any more after epoch {epoch}; lower --learning-rate")
+        better = self._best is None or validation["ndcg@10"] > (self._best.validation or {})["ndcg@10"]
+        return validation, self._judge.training() if self._workers.is_first else None, better
 
     def _is_over(self) -> bool:
         validated = [report for report in self._history if report.validation is not None]
@@ -222,6 +229,7 @@ class _Training:
             torch.nn.utils.clip_grad_norm_(self._parameters, _CLIP)
             self._optimizer.step()
             self._taken += 1
+            self._average.update(self._taken)
             total += loss.value.item() * loss.targets
             count += loss.targets
             tokens += int(batch.lengths.sum())
@@ -249,6 +257,7 @@ class _Training:
             taken=self._taken,
             history=self._history,
             parameters=self._network.state_dict(),
+            averages=self._average.averages,
             best_parameters=self._best_parameters,
             regulariser=self._regulariser.state_dict(),
             optimizer=self._optimizer.state_dict()["state"],
@@ -268,6 +277,7 @@ class _Training:
                 f"{self._progress_file} is the progress of another network: {error}. "
                 "Give the same options, or leave out --resume to start anew"
             ) from error
+        self._average.restore(progress.averages)
         groups = self._optimizer.state_dict()["param_groups"]
         self._optimizer.load_state_dict({"state": progress.optimizer, "param_groups": groups})
         self._taken = progress.taken
