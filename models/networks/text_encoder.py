@@ -200,7 +200,10 @@ class TextItems(nn.Module):
         hidden = encoder(input_ids=self.tokens[rows, :longest], attention_mask=mask).last_hidden_state.float()
         weights = mask[:, :, None].to(hidden.dtype)
         vectors = functional.normalize((hidden * weights).sum(1), dim=1)
-        return (vectors - self.mean) @ self.whitening
+        # Not in bfloat16: whitening stretches what is small, and what was kept is float32.
+        with torch.autocast(vectors.device.type, enabled=False):
+            whitened: Tensor = (vectors - self.mean) @ self.whitening
+        return whitened
 
 
 def whitening(vectors: Tensor) -> Tensor:

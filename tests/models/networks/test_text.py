@@ -229,6 +229,17 @@ def test_what_was_learned_of_the_texts_reaches_every_item_and_the_base_of_lora_s
     assert all(torch.equal(after[name], value) for name, value in base.items())
 
 
+def test_a_tuned_language_model_in_bfloat16_keeps_its_vectors_in_float32(language_model: str) -> None:
+    texts = build(language_model, tuning="full").texts
+    texts.prepare(topical_log(1)[0])
+    exact = texts.kept.clone()
+    with torch.autocast("cpu", torch.bfloat16):
+        vectors = texts(torch.tensor([4, 2]))
+    assert vectors.dtype == texts.kept.dtype == torch.float32
+    # bfloat16 has less than three digits, and whitening stretches what was lost.
+    assert 0 < (texts.kept - exact).abs().max() < 0.1 * exact.abs().max()
+
+
 def test_a_step_encodes_no_more_items_than_it_may_and_only_these_have_a_gradient(language_model: str) -> None:
     network = build(language_model, tuning="full", encoded_items=3)
     network.prepare(topical_log(1)[0])
