@@ -91,11 +91,10 @@ class Bert4Rec(LearnedNetwork):
         biases = self._biases(items.shape[1] + 1)
         padding = _forbidden(places > lengths[:, None])
         for index in range(len(self.blocks) - 1):
-            x = self.blocks[index](x, x, biases[index] + padding)
+            x = self.blocks[index](x, biases[index] + padding)
         # Nothing but the mask is read from the last block, so only it is computed there.
-        query = x.gather(1, lengths[:, None, None].expand(-1, 1, x.shape[2]))
         bias = biases[-1].transpose(0, 1)[lengths][:, :, None, :] + padding
-        vector: Tensor = self.norm(self.blocks[-1](query, x, bias)).squeeze(1)
+        vector: Tensor = self.norm(self.blocks[-1](x, bias, lengths)).squeeze(1)
         return vector * (lengths > 0)[:, None].to(vector.dtype)
 
     def loss(self, batch: Batch) -> Loss:
@@ -119,7 +118,7 @@ class Bert4Rec(LearnedNetwork):
         biases = self._biases(items.shape[1])
         padding = _forbidden(items == 0)
         for index, block in enumerate(self.blocks):
-            x = block(x, x, biases[index] + padding)
+            x = block(x, biases[index] + padding)
         vectors: Tensor = self.norm(x)
         return vectors
 
@@ -157,6 +156,6 @@ FAMILIES = (
         "bidirectional transformer with masked-item training (Sun et al., 2019)",
         Bert4RecConfig,
         Bert4Rec,
-        TrainingDefaults(epochs=60, batch_tokens=1_600),
+        TrainingDefaults(epochs=40),
     ),
 )

@@ -183,6 +183,6 @@ FAMILIES = (
         "neural matrix factorization as scorer of retrieved items (He et al., 2017)",
         NcfConfig,
         Ncf,
-        TrainingDefaults(epochs=24, batch_tokens=1_600),
+        TrainingDefaults(epochs=20, batch_tokens=1_600),
     ),
 )

@@ -1,8 +1,8 @@
 """SASRec: a causal transformer over the window (Kang and McAuley, 2018, "Self-Attentive Sequential Recommendation").
 
 With what has since been found to learn faster: pre-norm blocks (Radford et al., 2019), a learned bias by distance
-instead of absolute positions (Raffel et al., 2020), item embeddings scaled by sqrt(dim) (Vaswani et al., 2017), no
-dropout on the attention weights. Beyond the paper, an event adds the embedding of its type and of the time since the
+instead of absolute positions (Raffel et al., 2020), item embeddings scaled by sqrt(dim) (Vaswani et al., 2017), a short
+convolution and a gate in each block (`models.networks.transformer`), no dropout on the attention weights. Beyond the paper, an event adds the embedding of its type and of the time since the
 event before it.
 """
 
@@ -11,7 +11,14 @@ from torch import Tensor, nn
 
 from models.networks.dropout import PooledDropout
 from models.networks.events import EventEmbedding
-from models.networks.network import Family, NetworkConfig, NextItemNetwork, check_heads, check_share
+from models.networks.network import (
+    Family,
+    NetworkConfig,
+    NextItemNetwork,
+    TrainingDefaults,
+    check_heads,
+    check_share,
+)
 from models.networks.transformer import MASKED, TransformerBlock
 
 
@@ -29,9 +36,9 @@ class SasRecConfig(NetworkConfig, frozen=True, forbid_unknown_fields=True):
     """
 
     dim: int = 128
-    blocks: int = 2
-    heads: int = 2
-    dropout: float = 0.2
+    blocks: int = 3
+    heads: int = 4
+    dropout: float = 0.25
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -66,12 +73,11 @@ class SasRec(NextItemNetwork):
         x = self.dropout(self.events(items, types, ages))
         biases = self._biases(items.shape[1])
         for index in range(len(self.blocks) - 1):
-            x = self.blocks[index](x, x, biases[index])
+            x = self.blocks[index](x, biases[index])
         # Nothing but the last event is read from the last block, so only it is computed there.
         last = (lengths - 1).clamp_min(0)
-        query = x.gather(1, last[:, None, None].expand(-1, 1, x.shape[2]))
         bias = biases[-1].transpose(0, 1)[last][:, :, None, :]
-        vector: Tensor = self.norm(self.blocks[-1](query, x, bias)).squeeze(1)
+        vector: Tensor = self.norm(self.blocks[-1](x, bias, last)).squeeze(1)
         return vector * (lengths > 0)[:, None].to(vector.dtype)
 
     def at_every_event(self, items: Tensor, types: Tensor, ages: Tensor) -> Tensor:
@@ -83,7 +89,7 @@ class SasRec(NextItemNetwork):
         x = self.dropout(events)
         biases = self._biases(events.shape[1])
         for index, block in enumerate(self.blocks):
-            x = block(x, x, biases[index])
+            x = block(x, biases[index])
         vectors: Tensor = self.norm(x)
         return vectors
 
@@ -98,4 +104,12 @@ class SasRec(NextItemNetwork):
         return biases[:, :, :length, :length]
 
 
-FAMILIES = (Family("sasrec", "causal transformer (Kang and McAuley, 2018), the default", SasRecConfig, SasRec),)
+FAMILIES = (
+    Family(
+        "sasrec",
+        "causal transformer (Kang and McAuley, 2018), the default",
+        SasRecConfig,
+        SasRec,
+        TrainingDefaults(epochs=20, weight_decay=0.02),
+    ),
+)

@@ -190,8 +190,8 @@ class TwoTowerConfig(TextConfig, frozen=True, forbid_unknown_fields=True):
         MissingExtra: "minilm" without the extra.
     """
 
-    blocks: int = 2
-    heads: int = 2
+    blocks: int = 3
+    heads: int = 4
     objective: Literal["ce", "bce"] = "ce"
     negatives: int = 8
     l2: float = 1e-4
@@ -241,6 +241,6 @@ FAMILIES = (
         "two towers: a language model reads titles and topics, attention the window (Reimers and Gurevych, 2019)",
         TwoTowerConfig,
         TwoTower,
-        TrainingDefaults(),
+        TrainingDefaults(epochs=20),
     ),
 )

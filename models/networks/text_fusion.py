@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from models.networks.dropout import PooledDropout
 from models.networks.events import INITIAL_STD
-from models.networks.network import Family, TrainingData, check_heads, check_share, lasting
+from models.networks.network import Family, TrainingData, TrainingDefaults, check_heads, check_share, lasting
 from models.networks.text import TextNetwork, TextTransformer
 from models.networks.text_encoder import TextConfig
 
@@ -46,8 +46,8 @@ class TextIdConfig(FusionConfig, frozen=True, forbid_unknown_fields=True):
         MissingExtra: "minilm" without the extra.
     """
 
-    blocks: int = 2
-    heads: int = 2
+    blocks: int = 3
+    heads: int = 4
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -198,11 +198,13 @@ FAMILIES = (
         "texts and ids, factorized; users are sums over windows (Koren, 2008; Kabbur et al., 2013)",
         TextMfConfig,
         TextMf,
+        TrainingDefaults(epochs=20),
     ),
     Family(
         "text+id",
         "the id transformer with texts, so that new items score (Volkovs et al., 2017; Kang and McAuley, 2018)",
         TextIdConfig,
         TextId,
+        TrainingDefaults(epochs=20),
     ),
 )

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from models.losses import unseen_cross_entropy
-from models.networks.network import Batch, Family, Loss, VariationalNetwork, seen_so_far
+from models.networks.network import Batch, Family, Loss, TrainingDefaults, VariationalNetwork, seen_so_far
 from models.networks.sasrec import SasRec, SasRecConfig
 
 _INITIAL_LOG_VARIANCE = -4.0
@@ -108,5 +108,6 @@ FAMILIES = (
         "variational autoencoder with a causal transformer as encoder (Liang et al., 2018; Sachdeva et al., 2019)",
         VaeConfig,
         Vae,
+        TrainingDefaults(epochs=24, weight_decay=0.02),
     ),
 )

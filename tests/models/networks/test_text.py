@@ -344,7 +344,7 @@ def test_lora_without_peft_names_the_extra(language_model: str, monkeypatch: pyt
     [
         ({"tuning": "half"}, "Invalid enum value 'half'"),
         ({"lora_rank": 0}, "lora_rank, text_tokens and encoded_items must be at least 1"),
-        ({"dim": 9}, "dim must be a multiple of heads, not 9 of 2"),
+        ({"dim": 9}, "dim must be a multiple of heads, not 9 of 4"),
         ({"blocks": 0}, "blocks, heads and negatives must be at least 1"),
         ({"l2": -1.0}, "l2 must be at least 0, not -1.0"),
         ({"dropout": 1.0}, "dropout must be at least 0 and below 1, not 1.0"),

@@ -19,7 +19,7 @@ def language_model(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 def build(language_model: str, family: str, **settings: object) -> TextNetwork:
     torch.manual_seed(4)
-    shape = {"items": 7 * len(TOPICS), "types": 1, "max_length": MAX_LENGTH, "dim": 6, "text_model": language_model}
+    shape = {"items": 7 * len(TOPICS), "types": 1, "max_length": MAX_LENGTH, "dim": 8, "text_model": language_model}
     network = build_network(family, {**shape, **settings})
     assert isinstance(network, TextNetwork)
     return network
@@ -36,9 +36,9 @@ def test_an_item_is_its_text_and_itself_but_without_training_events_its_text_alo
     network.eval().refresh()
     cold, warm = rows_of(data, COLD), rows_of(data, ["espresso-0", "pottery-5"])
     with torch.no_grad():
-        # The vectors that items are scored by are the last six numbers in either network.
-        text = (network.texts.kept @ network.project.weight.T)[:, -6:]
-        own = network.ids.vectors.weight[:, -6:]
+        # The vectors that items are scored by are the last eight numbers in either network.
+        text = (network.texts.kept @ network.project.weight.T)[:, -8:]
+        own = network.ids.vectors.weight[:, -8:]
         table = network.item_table()
     torch.testing.assert_close(table[cold], text[cold])
     torch.testing.assert_close(table[warm], text[warm] + own[warm])
@@ -113,7 +113,7 @@ def test_a_user_at_every_event_is_the_user_served_then(language_model: str) -> N
         ("text+mf", {"id_dropout": 1.0}, "id_dropout must be at least 0 and below 1, not 1.0"),
         ("text+mf", {"normalisation": 1.5}, "normalisation must be at least 0 and at most 1, not 1.5"),
         ("text+mf", {"blocks": 2}, "unknown field `blocks`"),
-        ("text+id", {"dim": 5}, "dim must be a multiple of heads, not 5 of 2"),
+        ("text+id", {"dim": 5}, "dim must be a multiple of heads, not 5 of 4"),
         ("text+id", {"heads": 0}, "blocks and heads must be at least 1"),
     ],
 )

@@ -114,7 +114,7 @@ def test_an_encoder_that_knows_the_answer_scores_1_and_popularity_is_counted_by_
         ({"model": "gpt"}, "no model 'gpt'. Choose one of: popularity, "),
         (
             {"settings": ["dim=9"]},
-            "dim must be a multiple of heads, not 9 of 2.*Settings of sasrec: dim, blocks, heads",
+            "dim must be a multiple of heads, not 9 of 4.*Settings of sasrec: dim, blocks, heads",
         ),
         ({"settings": ["dims=8"]}, "`dims`.*Settings of sasrec: dim, blocks"),
         ({"settings": ["dim"]}, "--set dim is not NAME=VALUE"),
