@@ -106,7 +106,11 @@ def check_windows(network: Network) -> None:
 
 
 def check_export(trained: Trained) -> bytes:
-    """ONNX Runtime gives what the network gives, for windows of every length."""
+    """ONNX Runtime gives what the network gives, for windows of every length.
+
+    `tests/export/test_families.py` sees to it for the family's usual form: this is for other forms, and for looking at
+    the graph.
+    """
     encoder = export_encoder(trained.network, MAX_LENGTH)
     table = item_vectors_of(trained.network)
     parity = check_parity(encoder_of(trained.network), onnx_encoder(encoder), table, 2, MAX_LENGTH)

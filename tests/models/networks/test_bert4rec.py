@@ -13,7 +13,6 @@ from tests.models.networks.circle import (
     ITEMS,
     MAX_LENGTH,
     Trained,
-    check_export,
     check_round_trip,
     check_windows,
     train_a_moment,
@@ -48,10 +47,6 @@ def test_it_learns_what_follows_what(trained: Trained) -> None:
 
 def test_windows_are_encoded_alone_and_nothing_gives_nothing(trained: Trained) -> None:
     check_windows(trained.network)
-
-
-def test_onnx_runtime_follows_it(trained: Trained) -> None:
-    check_export(trained)
 
 
 def test_a_checkpoint_keeps_it(trained: Trained, tmp_path: Path) -> None:

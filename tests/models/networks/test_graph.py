@@ -16,7 +16,6 @@ from models.vocabulary import Vocabulary
 from tests.models.networks.circle import (
     CHANCE_NDCG,
     Trained,
-    check_export,
     check_round_trip,
     check_windows,
     train_a_moment,
@@ -78,10 +77,6 @@ def test_it_learns_what_belongs_together(trained: Trained) -> None:
 
 def test_windows_are_encoded_alone_and_nothing_gives_nothing(trained: Trained) -> None:
     check_windows(trained.network)
-
-
-def test_onnx_runtime_follows_it(trained: Trained) -> None:
-    check_export(trained)
 
 
 def test_a_checkpoint_keeps_it_without_the_graph(trained: Trained, tmp_path: Path) -> None:

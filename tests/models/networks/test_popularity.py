@@ -10,7 +10,7 @@ from models.networks import build_network
 from models.networks.network import TrainingData
 from models.spec import Vectors
 from models.vocabulary import Vocabulary
-from tests.models.networks.circle import check_export, check_round_trip, check_windows, train_a_moment
+from tests.models.networks.circle import check_round_trip, check_windows, train_a_moment
 
 NAMES = ("popularity", "recent-popularity")
 DAY_MS = 86_400_000
@@ -54,10 +54,9 @@ def test_everyone_with_an_event_has_the_same_vector() -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_it_is_exported_and_kept_like_every_other(name: str, tmp_path: Path) -> None:
+def test_it_is_kept_like_every_other(name: str, tmp_path: Path) -> None:
     trained = train_a_moment(name)
     check_windows(trained.network)
-    check_export(trained)
     check_round_trip(trained, tmp_path)
 
 
