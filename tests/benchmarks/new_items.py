@@ -33,6 +33,7 @@ from models.networks import build_network, find_family
 from models.networks.functions import encoder_of, item_vectors_of
 from models.networks.network import TrainingData
 from models.spec import IntArray, ItemMetadata, Vectors
+from models.training.devices import choose_device, choose_precision
 from models.training.plan import TrainingPlan
 from models.training.train import train_network
 from models.vocabulary import Vocabulary
@@ -111,14 +112,16 @@ def find(task: Task, judged: Judged, vectors: Vectors, item_vectors: Vectors) ->
     return Found(*(np.concatenate(ranks) for ranks in zip(*parts, strict=True)))
 
 
-def train_and_judge(task: Task, name: str, plan: dict[str, int], settings: dict[str, object]) -> str:
+def train_and_judge(
+    task: Task, name: str, plan: dict[str, int], settings: dict[str, object], device: torch.device
+) -> str:
     """Train one model: its line of the table. After a slash `name` says how the language model is tuned."""
     family_name, _, tuning = name.partition("/")
     family = find_family(family_name)
     split = leave_one_out(task.held_out.sequences)
     torch.manual_seed(_SEED)
     shape = {"items": len(task.vocabulary), "types": len(task.types), "max_length": task.window}
-    network = build_network(family_name, {**shape, **settings, **({"tuning": tuning} if tuning else {})})
+    network = build_network(family_name, {**shape, **settings, **({"tuning": tuning} if tuning else {})}).to(device)
     trained = sum(parameter.numel() for parameter in network.parameters() if parameter.requires_grad)
     defaults = family.training
     began = time.monotonic()
@@ -134,6 +137,7 @@ def train_and_judge(task: Task, name: str, plan: dict[str, int], settings: dict[
             batch_tokens=plan.get("batch_tokens", defaults.batch_tokens),
             weight_decay=defaults.weight_decay,
             patience=plan.get("epochs", defaults.epochs),
+            precision=choose_precision("auto", device),
         ),
         report=lambda epoch: print(
             f"  {name}, epoch {epoch.epoch}: {epoch.seconds:.0f} s, loss {epoch.loss:.4f}", file=sys.stderr, flush=True
@@ -212,9 +216,11 @@ def main() -> int:
     parser.add_argument("--dim", type=int, default=128, help="length of a vector")
     parser.add_argument("--text-model", default="minilm", help="the language model")
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     parser.add_argument("--out", type=Path, help="Markdown file for the table")
     chosen = parser.parse_args()
     torch.set_num_threads(chosen.threads)
+    device = choose_device(chosen.device)
     task = read_task(chosen.data_set, chosen.data, chosen.users, chosen.window, chosen.share)
     lines = [
         (
@@ -230,7 +236,7 @@ def main() -> int:
     settings = {"dim": chosen.dim, "text_model": chosen.text_model, "encoded_items": chosen.encoded_items}
     for name in chosen.only.split(","):
         given = {option: value for option, value in plan.items() if value is not None}
-        line = train_and_judge(task, name, given, settings if name.startswith("text") else {"dim": chosen.dim})
+        line = train_and_judge(task, name, given, settings if name.startswith("text") else {"dim": chosen.dim}, device)
         print(line, flush=True)
         lines.append(line)
     if chosen.out is not None:
