@@ -5,10 +5,14 @@ The modules are T5's, of `transformers`, over item ids as tokens: pre-norm with 
 the encoder reads what is before, and the decoder predicts the items after it one by one, each from the true ones before
 it (Sutskever et al., 2014). The decoder begins with the last event that was read in place of T5's start token: so every
 step of training asks what serving asks. To serve, the encoder reads the window, and the decoder's first state is the
-user's vector. Input and output share the items' embeddings as in T5, with the output's factor of 1/sqrt(dim) moved to
-the input's. The softmax is over all items but those that came before. Beyond T5, an event adds the embedding of its
-type and of the time since the event before it.
+user's vector. T5's attention from the decoder to the encoder knows no distances, and would have to find what is recent
+by its content alone: here it too has a learned bias by distance, that starts in favour of what is near. Input and
+output share the items' embeddings as in T5, with the output's factor of 1/sqrt(dim) moved to the input's. The softmax
+is over all items but those that came before. Beyond T5, an event adds the embedding of its type and of the time since
+the event before it.
 """
+
+import math
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +22,7 @@ from transformers.models.t5.modeling_t5 import T5Stack
 
 from models.losses import unseen_cross_entropy
 from models.networks.dropout import PooledDropout
-from models.networks.events import EventEmbedding
+from models.networks.events import INITIAL_STD, EventEmbedding
 from models.networks.network import (
     Batch,
     Family,
@@ -29,7 +33,7 @@ from models.networks.network import (
     check_heads,
     check_share,
 )
-from models.networks.transformer import nearness
+from models.networks.transformer import MASKED, nearness
 
 
 class Seq2SeqConfig(NetworkConfig, frozen=True, forbid_unknown_fields=True):
@@ -68,10 +72,12 @@ class Seq2Seq(LearnedNetwork):
         self.config = config
         self.events = EventEmbedding(config.items, config.types, config.dim)
         self.end = nn.Parameter(torch.randn(config.dim) * self.events.item_std)
+        reach = config.max_length + config.horizon + 1
+        self.bias_across = nn.Parameter(nearness(config.heads, torch.arange(reach)))
         dropout = PooledDropout(config.dropout)
         self.encoder = _stack(config, dropout, is_decoder=False)
         self.decoder = _stack(config, dropout, is_decoder=True)
-        self.register_buffer("places", torch.arange(config.max_length + 1), persistent=False)
+        self.register_buffer("places", torch.arange(reach), persistent=False)
         self.places: Tensor
 
     def forward(self, items: Tensor, types: Tensor, ages: Tensor, lengths: Tensor) -> Tensor:
@@ -97,6 +103,10 @@ class Seq2Seq(LearnedNetwork):
         value = unseen_cross_entropy(vectors, self.item_table(), batch.items.gather(1, targets)[real], seen[real])
         return Loss(value, len(vectors), vectors)
 
+    def rate_share(self, name: str) -> float:
+        """T5 does not divide scores by the root of the heads' width: its queries learn as if they were divided."""
+        return _query_scale(self.config) if _is_query(name) else 1.0
+
     def item_table(self) -> Tensor:
         """Item vectors, shape (items + 1, dim): the input embeddings, unscaled; row 0 is all zeros."""
         table: Tensor = self.events.items.weight
@@ -114,10 +124,22 @@ class Seq2Seq(LearnedNetwork):
         read = torch.where((places == lengths[:, None])[:, :, None], self.end, events)
         known = places <= lengths[:, None]
         encoded = self.encoder(inputs_embeds=read, attention_mask=known).last_hidden_state
+        predicted = lengths[:, None] + self.places[: before.shape[1]]
+        distances = (predicted[:, :, None] - places).clamp_min(0)
+        # Taken as it is by T5Stack, because it has four dimensions: shape (batch, heads, steps, length).
+        across = self.bias_across[:, distances].transpose(0, 1) + ~known[:, None, None, :] * MASKED
         states: Tensor = self.decoder(
-            inputs_embeds=before, encoder_hidden_states=encoded, encoder_attention_mask=known
+            inputs_embeds=before, encoder_hidden_states=encoded, encoder_attention_mask=across
         ).last_hidden_state
         return states
+
+
+def _query_scale(config: Seq2SeqConfig) -> float:
+    return math.sqrt(config.heads / config.dim)
+
+
+def _is_query(name: str) -> bool:
+    return name.endswith("Attention.q.weight")
 
 
 def _pick(events: Tensor, places: Tensor) -> Tensor:
@@ -152,6 +174,10 @@ def _stack(config: Seq2SeqConfig, dropout: PooledDropout, *, is_decoder: bool) -
         # The first half of the buckets is for what is before, the second for what is after.
         near = nearness(config.heads, torch.arange(4 * exact) % (2 * exact))
         stack.get_parameter("block.0.layer.0.SelfAttention.relative_attention_bias.weight").copy_(near.T)
+        # T5's weights are made for embeddings of standard deviation 1, beside which ours, of 0.23, would be lost.
+        for name, parameter in stack.named_parameters():
+            if parameter.dim() == 2 and "relative_attention_bias" not in name:
+                parameter.normal_(std=INITIAL_STD * (_query_scale(config) if _is_query(name) else 1.0))
     stack.set_input_embeddings(nn.Identity())
     # Ours is faster on a CPU, and leaves the attention weights alone, as in `sasrec`. One for all: its pool is large.
     for module in list(stack.modules()):
@@ -167,6 +193,6 @@ FAMILIES = (
         "encoder-decoder transformer that predicts the next several items (T5: Raffel et al., 2020)",
         Seq2SeqConfig,
         Seq2Seq,
-        TrainingDefaults(epochs=60, batch_tokens=1_600),
+        TrainingDefaults(epochs=40),
     ),
 )
