@@ -11,7 +11,7 @@ class ParameterAverage:
     """An exponential moving average of parameters (Polyak and Juditsky, 1992).
 
     While the learning rate is high the steps jump about a minimum, and their mean lies nearer to it: on MovieLens-1M,
-    two thirds through a training, it raised the validation NDCG@10 of SASRec from .208 to .214. Early on the average
+    a third through a training, it raised the validation NDCG@10 of SASRec from .208 to .214. Early on the average
     forgets faster, by (1 + steps) / (10 + steps) a step, so that it is not of what the training began from.
 
     Args:
