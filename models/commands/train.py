@@ -109,7 +109,7 @@ def train(
         from models.checkpoint import Checkpoint, TrainedModel, write_checkpoint
         from models.evaluation.leave_one_out import evaluate_popularity
         from models.networks import NAMES, build_network, find_family
-        from models.networks.functions import item_vectors_of
+        from models.networks.functions import item_vectors_of, parameter_count
         from models.networks.network import LearnedNetwork, TrainingData
         from models.training.devices import choose_device, choose_precision
         from models.training.distributed import Workers
@@ -180,7 +180,7 @@ def train(
         **{f"validation_{figure}": value for figure, value in outcome.validation.items()},
         "best_epoch": float(outcome.best_epoch),
         "held_out_users": float(len(held_out.test.targets)),
-        "parameters": float(sum(parameter.numel() for parameter in network.parameters())),
+        "parameters": float(parameter_count(network)),
         "training_seconds": outcome.seconds,
     }
     source: list[str | int | float | Path] = ["--data", data, "--split", split.value]

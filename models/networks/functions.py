@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from models.networks.network import Network, ScoringNetwork, VariationalNetwork
+from models.networks.network import FittedNetwork, Network, ScoringNetwork, VariationalNetwork
 from models.ranking import Score
 from models.spec import IntArray, Vectors
 from models.windows import WindowInputs
@@ -28,6 +28,12 @@ def item_vectors_of(network: Network) -> Vectors:
     with torch.inference_mode():
         vectors: Vectors = network.item_table().float().cpu().numpy().copy()
     return vectors
+
+
+def parameter_count(network: Network) -> int:
+    """How many numbers came from the data: by gradient descent, or, of a fitted network, computed and kept."""
+    numbers = network.state_dict().values() if isinstance(network, FittedNetwork) else network.parameters()
+    return sum(tensor.numel() for tensor in numbers)
 
 
 def deviation_of(network: VariationalNetwork) -> Callable[[WindowInputs], Vectors]:
