@@ -163,10 +163,7 @@ class _Training:
             loss, tokens_per_second = self._learn(epoch)
             validated = epoch % self._plan.validate_every == 0 or epoch == self._plan.epochs
             self._network.eval()
-            with self._average.in_place():
-                validation, training, better = self._validate(epoch) if validated else (None, None, False)
-                if better:
-                    self._best_parameters = copy.deepcopy(self._network.state_dict())
+            validation, training, better = self._validate(epoch) if validated else (None, None, False)
             report = EpochReport(
                 epoch,
                 before + time.monotonic() - began,
@@ -192,12 +189,17 @@ class _Training:
         return Outcome(self._best.epoch, self._best.validation, self._history[-1].seconds, tuple(self._history))
 
     def _validate(self, epoch: int) -> tuple[dict[str, float], dict[str, float] | None, bool]:
-        """The figures on validation and, in the first process, on training events; and whether no epoch was better."""
-        validation = self._workers.agree(self._judge.validation() if self._workers.is_first else {})
-        if not math.isfinite(validation["loss"]):
-            raise DataError(f"the model's scores are no numbers any more after epoch {epoch}; lower --learning-rate")
-        better = self._best is None or validation["ndcg@10"] > (self._best.validation or {})["ndcg@10"]
-        return validation, self._judge.training() if self._workers.is_first else None, better
+        """The averaged parameters on validation and, in the first process, on training events; kept if none were better."""
+        with self._average.in_place():
+            validation = self._workers.agree(self._judge.validation() if self._workers.is_first else {})
+            if not math.isfinite(validation["loss"]):
+                raise DataError(
+                    f"the model's scores are no numbers any more after epoch {epoch}; lower --learning-rate"
+                )
+            better = self._best is None or validation["ndcg@10"] > (self._best.validation or {})["ndcg@10"]
+            if better:
+                self._best_parameters = copy.deepcopy(self._network.state_dict())
+            return validation, self._judge.training() if self._workers.is_first else None, better
 
     def _is_over(self) -> bool:
         validated = [report for report in self._history if report.validation is not None]
