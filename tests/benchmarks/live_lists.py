@@ -21,6 +21,7 @@ import numpy as np
 from deploy.local.servers import KafkaServer, RedisServer
 from models.data.events import UserSequence, user_sequences
 from models.data.readers import read_events
+from models.errors import DriftlineError
 from models.evaluation.full_ranking import Queries, best_items
 from models.evaluation.onnx_runtime import read_recommender
 from models.evaluation.recommender import Recommender
@@ -129,4 +130,8 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except DriftlineError as error:
+        print(error, file=sys.stderr)
+        sys.exit(error.exit_code)

@@ -27,6 +27,7 @@ import torch
 from models.data.events import UserSequence, item_counts, user_sequences
 from models.data.readers import read_events, read_items
 from models.data.splits import HeldOutItems, Judged, hold_out_items, leave_one_out
+from models.errors import DriftlineError
 from models.evaluation.leave_one_out import evaluate_encoder
 from models.evaluation.metrics import bootstrap_intervals, gain_table, target_ranks
 from models.networks import build_network, find_family
@@ -245,4 +246,8 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except DriftlineError as error:
+        print(error, file=sys.stderr)
+        sys.exit(error.exit_code)
