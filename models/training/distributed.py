@@ -33,7 +33,7 @@ class Workers:
         if not dist.is_initialized():
             dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
             # A process that ends with the group's threads running is aborted by them now and then ("terminate called
-            # without an active exception": PyTorch 2.15, gloo, on a busy machine one in three).
+            # without an active exception": PyTorch 2.15, gloo; on a busy machine three runs of four).
             atexit.register(dist.destroy_process_group)
         return cls(dist.get_rank(), dist.get_world_size())
 
