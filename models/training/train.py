@@ -274,12 +274,12 @@ class _Training:
         try:
             self._network.load_state_dict(progress.parameters)
             self._regulariser.load_state_dict(progress.regulariser)
-        except RuntimeError as error:
+            self._average.restore(progress.averages)
+        except (RuntimeError, ValueError) as error:
             raise DataError(
                 f"{self._progress_file} is the progress of another network: {error}. "
                 "Give the same options, or leave out --resume to start anew"
             ) from error
-        self._average.restore(progress.averages)
         groups = self._optimizer.state_dict()["param_groups"]
         self._optimizer.load_state_dict({"state": progress.optimizer, "param_groups": groups})
         self._taken = progress.taken

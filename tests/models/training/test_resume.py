@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 
 import pytest
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 from models.commands.train import train
 from models.errors import DataError
@@ -63,6 +65,14 @@ def test_progress_of_another_training_is_refused(tmp_path: Path) -> None:
         train(out=tmp_path, users=40, epochs=5, settings=["dim=8"], seed=3, adversarial=0.1, resume=True)
     with pytest.raises(DataError, match="progress of another network"):
         train(out=tmp_path, users=40, epochs=4, settings=["dim=16"], seed=3, adversarial=0.1, resume=True)
+    # As a version wrote it that kept no averages.
+    progress = tmp_path / "training.safetensors"
+    with safe_open(progress, framework="pt") as file:
+        record = file.metadata()
+    tensors = {name: tensor for name, tensor in load_file(progress).items() if not name.startswith("average/")}
+    save_file(tensors, progress, record)
+    with pytest.raises(DataError, match="progress of another network"):
+        train(out=tmp_path, users=40, epochs=4, settings=["dim=8"], seed=3, adversarial=0.1, resume=True)
 
 
 def test_broken_progress_is_named(tmp_path: Path) -> None:
