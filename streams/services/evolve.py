@@ -121,14 +121,19 @@ class Evolve:
     async def _stop(self, applying: asyncio.Task[None]) -> None:
         _logger.info("stopping")
         self._health.block("stop", "stopping")
-        try:
-            async with asyncio.timeout(_STOP_S):
-                await applying  # sees the flag after the batch under way
-                await self._app.stop()  # commits what was acknowledged and leaves the group
-        except TimeoutError:
+        leaving = asyncio.create_task(self._leave(applying), name="leave")
+        # Not `asyncio.timeout`: Faust 0.15.3 waits on for the frames that were not acknowledged, and where it waits it
+        # swallows a cancellation. So it was seen to wait for ever, when told to stop just after a rebalance.
+        await asyncio.wait({leaving}, timeout=_STOP_S)
+        if not leaving.done():
             # Nothing is lost: what was not acknowledged is above the watermark or known by it.
             _logger.warning("stopped without leaving the group", after_s=_STOP_S)
             os._exit(0)
+        await leaving
+
+    async def _leave(self, applying: asyncio.Task[None]) -> None:
+        await applying  # sees the flag after the batch under way
+        await self._app.stop()  # commits what was acknowledged and leaves the group
 
     # Faust calls these
 
