@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import compress
 from time import perf_counter
 from typing import Literal, Protocol
 
@@ -26,7 +25,6 @@ from streams.errors import SettingsError
 from streams.interest.explore import normals_of
 from streams.interest.window import (
     EMPTY_STATE,
-    Advance,
     Arrival,
     UserState,
     advance_window,
@@ -76,6 +74,21 @@ class UserEvents:
     state: bytes | None
     vector: bytes | None
     arrivals: Sequence[Arrival]
+
+
+@dataclass(frozen=True, slots=True)
+class UserWindow:
+    """A window to encode.
+
+    Attributes:
+        trigger: The event that moved it last.
+        vector: The row's ``vector`` bytes, for the drift; None where there is none.
+    """
+
+    user_id: str
+    state: UserState
+    trigger: Trigger
+    vector: bytes | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,9 +245,36 @@ class Engine:
             )
             for user in users
         ]
-        moved = [bool(advance.applied) for advance in advances]
-        states = [advance.state for advance in compress(advances, moved)]
-        inputs = self._inputs(states)
+        seconds.advance += perf_counter() - clock
+        windows = [
+            UserWindow(user.user_id, advance.state, trigger_of(advance.applied[-1]), user.vector)
+            for user, advance in zip(users, advances, strict=True)
+            if advance.applied
+        ]
+        rows = iter(self.encode(windows, now_ms, seconds))
+        return [
+            UserUpdate(
+                user.user_id, next(rows) if advance.applied else None, advance.applied, advance.repeats, advance.late
+            )
+            for user, advance in zip(users, advances, strict=True)
+        ]
+
+    def encode(self, windows: Sequence[UserWindow], now_ms: int, seconds: StageSeconds | None = None) -> list[UserRow]:
+        """Encode windows, rank the items and write the recommendations.
+
+        Args:
+            windows: Each user once.
+            now_ms, seconds: As for `evolve`.
+
+        Returns:
+            One row a window, in the order given.
+
+        Raises:
+            NotFiniteError: A vector, a deviation or a score is NaN or infinity.
+        """
+        seconds = StageSeconds() if seconds is None else seconds
+        clock = perf_counter()
+        inputs = self._inputs([window.state for window in windows])
         seconds.advance += perf_counter() - clock
 
         clock = perf_counter()
@@ -246,24 +286,7 @@ class Engine:
         if not np.isfinite(vectors).all() or (deviations is not None and not np.isfinite(deviations).all()):
             raise NotFiniteError("the encoder gave a vector with NaN or infinity")
         seconds.encode += perf_counter() - clock
-
-        rows = iter(
-            self._rows(
-                list(compress(users, moved)),
-                list(compress(advances, moved)),
-                inputs,
-                vectors,
-                deviations,
-                now_ms,
-                seconds,
-            )
-        )
-        return [
-            UserUpdate(
-                user.user_id, next(rows) if advance.applied else None, advance.applied, advance.repeats, advance.late
-            )
-            for user, advance in zip(users, advances, strict=True)
-        ]
+        return self._rows(windows, inputs, vectors, deviations, now_ms, seconds)
 
     def _inputs(self, states: Sequence[UserState]) -> WindowInputs:
         config = self._bundle.config
@@ -271,8 +294,7 @@ class Engine:
 
     def _rows(
         self,
-        users: Sequence[UserEvents],
-        advances: Sequence[Advance],
+        windows: Sequence[UserWindow],
         inputs: WindowInputs,
         vectors: Vectors,
         deviations: Vectors | None,
@@ -280,40 +302,37 @@ class Engine:
         seconds: StageSeconds,
     ) -> list[UserRow]:
         clock = perf_counter()
-        triggers = [_trigger(advance.applied[-1]) for advance in advances]
-        ids = [
-            recommendation_id(self._rules.generation, self._model.version, user.user_id, trigger)
-            for user, trigger in zip(users, triggers, strict=True)
-        ]
+        generation, version = self._rules.generation, self._model.version
+        ids = [recommendation_id(generation, version, window.user_id, window.trigger) for window in windows]
         seconds.recommend += perf_counter() - clock
 
         clock = perf_counter()
         ranking = self._rank(self._explored(vectors, deviations, ids), inputs)
         because = closest_in_window(ranking.rows, inputs.items, self._unit_items, self._rules.because)
-        drifts = _drifts(vectors, [user.vector for user in users])
+        drifts = _drifts(vectors, [window.vector for window in windows])
         seconds.rank += perf_counter() - clock
 
         clock = perf_counter()
         lists = self._lists(ranking.rows.tolist(), ranking.scores.tolist(), because.tolist())
         known = inputs.lengths.tolist()
         rows = []
-        for place, (user, advance) in enumerate(zip(users, advances, strict=True)):
+        for place, window in enumerate(windows):
             recommendation = Recommendation(
                 ids[place],
-                user.user_id,
+                window.user_id,
                 now_ms,
                 self._rules.mode,
                 "personal" if known[place] else "popular",
-                triggers[place],
+                window.trigger,
                 self._model,
                 VectorSummary(vectors.shape[1], drifts[place]),
-                lists[place] if known[place] else self._popular(advance.state),
+                lists[place] if known[place] else self._popular(window.state),
             )
             rows.append(
                 UserRow(
                     vectors[place].tobytes(),
                     encode_recommendation(recommendation),
-                    encode_state(advance.state),
+                    encode_state(window.state),
                     self._model.version,
                     now_ms,
                 )
@@ -390,7 +409,8 @@ def _reranker(bundle: Bundle, unit_items: Vectors, rules: EngineRules) -> Callab
             return lambda pool, windows: rerank_calibrated(pool, windows, topics, rules.k, rules.diversity)
 
 
-def _trigger(newest: Arrival) -> Trigger:
+def trigger_of(newest: Arrival) -> Trigger:
+    """How a recommendation names the event that led to it."""
     return Trigger(
         newest.event_id,
         newest.type,
