@@ -245,7 +245,8 @@ def test_bad_events_are_buried_untouched_and_the_others_go_on_in_order(topics: T
         assert list(letter.raw.headers[: len(bad.headers)]) == list(bad.headers)
         ours = letter.raw.headers[len(bad.headers) :]
         assert [name for name, _ in ours] == [
-            f"__streams.errors.{name}" for name in ("exception", "message", "topic", "partition", "offset", "stage")
+            f"__streams.errors.{name}"
+            for name in ("exception", "message", "topic", "partition", "offset", "stage", "timestamp")
         ]
         values = dict(ours)
         assert values["__streams.errors.exception"] == reason.encode()
