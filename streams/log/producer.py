@@ -46,8 +46,13 @@ class Producer:
         key: bytes | str | None = None,
         partition: int = -1,
         headers: Sequence[tuple[str, bytes | None]] = (),
+        timestamp_ms: int = 0,
     ) -> None:
         """Hand a message to librdkafka; blocks while its queue is full.
+
+        Args:
+            partition: -1: by the key, as librdkafka does.
+            timestamp_ms: Kafka's timestamp of the message; 0: now.
 
         Raises:
             DeliveryFailed: The message can never be sent, as when it is too large.
@@ -55,7 +60,13 @@ class Producer:
         while True:
             try:
                 self._producer.produce(
-                    topic, value, key, partition, headers=list(headers), on_delivery=self._on_delivery
+                    topic,
+                    value,
+                    key,
+                    partition,
+                    headers=list(headers),
+                    timestamp=timestamp_ms,
+                    on_delivery=self._on_delivery,
                 )
             except BufferError:
                 self._producer.poll(0.1)
