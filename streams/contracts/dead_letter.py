@@ -1,7 +1,8 @@
 """A dead letter: the message as it came (value, key, headers), plus headers that say what was wrong.
 
 The header names are those of Kafka Streams (KIP-1034), so that tools made for it read ours; `stage` and `timestamp` are
-our own.
+our own. Where the name of an original header is not UTF-8 the client library can read none of them: the letter has
+`driftline-headers-left-out` in their place.
 
 Beside the letters, the dead-letter topic holds one *mark* for each letter that `driftline deadletters replay` has sent
 back: a message without a value whose one header, `driftline-replayed`, names the letter. It lies in the letter's

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable, Iterable, Mapping
+from operator import methodcaller
 from time import monotonic
 from typing import Any, Final
 
@@ -9,6 +10,7 @@ from confluent_kafka import OFFSET_BEGINNING, OFFSET_END, KafkaError, KafkaExcep
 from confluent_kafka import Consumer as KafkaConsumer
 from confluent_kafka import Message as KafkaMessage
 
+from streams.contracts.dead_letter import Headers
 from streams.errors import DriftlineError, LogUnavailable, StateRefused
 from streams.log.admin import LogAdmin
 from streams.log.connection import ANSWER_S, CREDENTIAL_ERRORS, MISSING_TOPIC_ERRORS, Connection
@@ -21,6 +23,10 @@ _TOPIC_CHECK_S: Final = 1.0
 _FETCH_BYTES: Final = 64 * 1024
 # What one fetch brought lies in librdkafka's queue: no need to wait for it.
 _DRAIN_S: Final = 0.001
+
+# In the place of headers that the client cannot read.
+HEADERS_LEFT_OUT: Final = (("driftline-headers-left-out", b"the name of a header is not UTF-8"),)
+_ask_headers: Final = methodcaller("headers")
 
 _logger = logging.getLogger("driftline.kafka")
 
@@ -254,5 +260,20 @@ def _message(raw: KafkaMessage) -> Message:
         found.timestamp()[1],
         found.key(),
         found.value(),
-        found.headers() or (),
+        _headers(found),
     )
+
+
+def _headers(raw: Any) -> Headers:
+    """The headers; where the name of one is not UTF-8, all that can be said is that they are not here.
+
+    confluent-kafka 2.16 then gives tuples with a null pointer in them, and to touch one ends the process; the first time it
+    has raised UnicodeDecodeError as well. To return and to raise is a mistake that Python turns into SystemError where it
+    looks: a call in C always does, but not one in Python that ran often (CPython 3.11 specialises it). So it is asked once,
+    and through C.
+    """
+    try:
+        found: Headers | None = _ask_headers(raw)
+    except (SystemError, UnicodeDecodeError):
+        return HEADERS_LEFT_OUT
+    return found or ()
