@@ -399,6 +399,7 @@ def _trigger(newest: Arrival) -> Trigger:
         newest.source.topic,
         newest.source.partition,
         newest.offset,
+        newest.source.topic_id,
     )
 
 
