@@ -184,24 +184,27 @@ class RawReader:
             consumer.pause(partitions)
 
     def _start_at(self, consumer: KafkaConsumer, partitions: list[TopicPartition]) -> None:
-        for committed in consumer.committed(partitions, timeout=ANSWER_S):
+        positions = consumer.committed(partitions, timeout=ANSWER_S)
+        # After the offsets: those of a moment later may be past an end of a moment before.
+        extents = self._admin.extents(Partition(p.topic, p.partition) for p in partitions)
+        for committed in positions:
             topic = self._topics[committed.topic]
             if committed.offset >= 0 and committed.metadata and committed.metadata != topic.topic_id:
                 raise _recreated(committed.topic, committed.metadata, topic.topic_id)
-            start, end = consumer.get_watermark_offsets(committed, timeout=ANSWER_S)
-            if committed.offset > end:
+            extent = extents[Partition(committed.topic, committed.partition)]
+            if committed.offset > extent.end:
                 raise StateRefused(
                     f"the group's next offset in {committed.topic} partition {committed.partition} is "
-                    f"{committed.offset}, but the log ends at {end}: the log was cut or made anew. "
+                    f"{committed.offset}, but the log ends at {extent.end}: the log was cut or made anew. "
                     f"If that is so, run `driftline topics adopt {committed.topic}`"
                 )
             offset = committed.offset if committed.offset >= 0 else OFFSET_BEGINNING
-            if 0 <= offset < start:
+            if 0 <= offset < extent.start:
                 _logger.error(
                     "%s partition %d: retention deleted %d events before ingest read them (offsets %d to %d)",
-                    committed.topic, committed.partition, start - offset, offset, start - 1,
+                    committed.topic, committed.partition, extent.start - offset, offset, extent.start - 1,
                 )  # fmt: skip
-                offset = start
+                offset = extent.start
             position = next(p for p in partitions if (p.topic, p.partition) == (committed.topic, committed.partition))
             position.offset = offset
         consumer.incremental_assign(partitions)
