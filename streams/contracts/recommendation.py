@@ -83,7 +83,10 @@ def decode_recommendation(raw: bytes) -> Recommendation:
     Raises:
         msgspec.DecodeError: Not a Recommendation v1.
     """
-    return _decoder.decode(raw)
+    try:
+        return _decoder.decode(raw)
+    except (UnicodeDecodeError, RecursionError) as error:
+        raise msgspec.DecodeError(f"not a recommendation: {error}") from error
 
 
 def recommendation_id(generation: str, model_version: str, user_id: str, trigger: Trigger) -> str:
