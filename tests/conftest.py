@@ -8,8 +8,8 @@ from hypothesis import HealthCheck, settings
 # Its asserts are rewritten to say their values although its name is not that of a test file.
 pytest.register_assert_rewrite("tests.store_contract")
 
-# On a loaded machine an example may take any time. The same examples each time, so that a failure belongs to the change
-# that made it. `--hypothesis-profile=default` looks for new ones.
+# On a loaded machine an example may take any time. No random seed, so that a failure belongs to the change that made
+# it. `--hypothesis-profile=default` looks for new examples.
 settings.register_profile(
     "driftline", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow], print_blob=True
 )
