@@ -35,6 +35,7 @@ from deploy.local.process import ServerError, ServerProcess, free_port
 from deploy.local.servers import KafkaServer
 from streams.errors import DriftlineError
 from streams.log.admin import LogAdmin
+from streams.observe.logs import configure_logging
 from streams.services.topics import create_missing_topics
 from streams.settings import load_settings
 from tests.fuzz.accounts import Accounts, Outcome, Sent, checksum
@@ -60,6 +61,8 @@ def main(
     seed: Annotated[int, typer.Option("--seed", help="Another seed, other messages.")] = 2026,
 ) -> None:
     """Send hostile messages through ingest and account for every one."""
+    # Standard output is for the verdict; logs go beside it.
+    configure_logging("console", "error", "fuzz")
     accounts = Accounts()
     with (
         tempfile.TemporaryDirectory(prefix="driftline-fuzz-") as directory,
