@@ -25,11 +25,12 @@ demo: $(DEMO) ## the whole engine in one terminal; installs neither torch nor Ja
 test: $(DEV) $(JARS) ## every test, against a real Kafka and a real Redis. ARGS="-k window"
 	$(BIN)/python -m pytest $(ARGS)
 
-check: $(DEV) ## lint, formatting, types, import rules
+check: $(DEV) ## lint, formatting, types, import rules, known vulnerabilities
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy $(CHECKED)
 	$(BIN)/lint-imports
+	$(BIN)/python -m tests.audit
 
 format: $(DEV) ## format the code and fix what can be fixed
 	$(BIN)/ruff check --fix-only .
