@@ -9,7 +9,7 @@ import typer
 
 from streams.cli.options import BootstrapServers, ConfigFile, Output, OutputFormat, operator_settings
 from streams.cli.results import Counting, print_json, result_console, table, time_of, visible
-from streams.errors import UsageError
+from streams.errors import DeliveryFailed, UsageError
 
 if TYPE_CHECKING:
     from rich.text import Text
@@ -163,31 +163,36 @@ def replay(
     ingest run meanwhile: Kafka deletes messages by their timestamp, and these are old.
 
     As JSON: `executed`, `matching` (letters that the filters let through), `to_send` (topic to how many), `sent`,
-    `left_out` (reason to how many: `sent_back_before`, `too_often`, `copies` of one message, `frames`, `not_a_source`,
+    `refused` (letter to why Kafka did not accept it; the command then ends with exit code 13), `left_out` (reason to how many: `sent_back_before`, `too_often`, `copies` of one message, `frames`, `not_a_source`,
     `no_such_topic`) and `not_reached` (beyond `--limit`).
     """
     wanted = _filter(reason, topic, from_datetime, to_datetime)
     settings = operator_settings(config, level="warning", kafka__bootstrap_servers=bootstrap_servers)
     from streams.log.admin import LogAdmin  # noqa: PLC0415 - as above
     from streams.log.producer import Producer  # noqa: PLC0415
-    from streams.services.deadletters import Replayed, plan_replay, send_back, survey  # noqa: PLC0415
+    from streams.services.deadletters import Replayed, SentBack, plan_replay, send_back, survey  # noqa: PLC0415
 
     with LogAdmin(settings.kafka) as admin:
         sources = admin.existing_topics(settings.topics.sources)
     with _opened(settings) as (reader, extents), _counting("messages read", extents) as report:
         found = survey(reader, extents, report)
     plan = plan_replay(found, wanted, settings.topics.sources, sources, max_replays, limit)
-    sent = 0
+    outcome = SentBack(0, {})
     if execute and plan.chosen:
         # The extents of before: what has come since was not planned for.
         with _opened(settings) as (reader, _), Counting("letters sent back", len(plan.chosen)) as counting:
             producer = Producer(settings.kafka)
-            sent = send_back(plan, reader, extents, producer, sources, lambda count: counting.show(count, count))
-    result = Replayed(execute, plan.matching, plan.to_send, sent, plan.left_out, plan.not_reached)
+            outcome = send_back(plan, reader, extents, producer, sources, lambda count: counting.show(count, count))
+    result = Replayed(
+        execute, plan.matching, plan.to_send, outcome.sent, outcome.refused, plan.left_out, plan.not_reached
+    )
     if output is OutputFormat.JSON:
         print_json(result)
     else:
         _print_replayed(result)
+    if result.refused:
+        letter, why = next(iter(result.refused.items()))
+        raise DeliveryFailed(f"Kafka did not accept {len(result.refused):,} of the letters; letter {letter}: {why}")
 
 
 def _print_replayed(result: "Replayed") -> None:
@@ -195,12 +200,12 @@ def _print_replayed(result: "Replayed") -> None:
 
     console = result_console()
     verb = "sent back" if result.executed else "would be sent back"
-    where = ", ".join(f"{count:,} to {topic}" for topic, count in sorted(result.to_send.items()))
-    console.print(
-        visible(f"{sum(result.to_send.values()):,} of {result.matching:,} letters {verb}{where and f': {where}'}")
-    )
-    for reason, count in result.left_out.items():
-        console.print(visible(f"{count:,} left out: {EXPLAINED[reason]}"))
+    count = result.sent if result.executed else sum(result.to_send.values())
+    where = ", ".join(f"{each:,} to {topic}" for topic, each in sorted(result.to_send.items()))
+    told = f": {where}" if where and not result.refused else ""
+    console.print(visible(f"{count:,} of {result.matching:,} letters {verb}{told}"))
+    for reason, each in result.left_out.items():
+        console.print(visible(f"{each:,} left out: {EXPLAINED[reason]}"))
     if result.not_reached:
         console.print(visible(f"{result.not_reached:,} more are beyond --limit"))
     if not result.executed and result.to_send:

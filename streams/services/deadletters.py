@@ -35,7 +35,7 @@ from streams.contracts.dead_letter import (
     read_mark,
     replay_headers,
 )
-from streams.errors import DataError, DriftlineError, UsageError
+from streams.errors import DataError, DeliveryFailed, DriftlineError, UsageError
 from streams.log.topics import Extent, Message, Partition, Topic
 from streams.services.pull import FrameReader, read_to_end
 
@@ -125,6 +125,13 @@ class WholeLetter(Struct, frozen=True):
     value: Content
 
 
+class SentBack(Struct, frozen=True):
+    """What became of the letters that were to be sent back: how many were, and why Kafka did not accept others, by place."""
+
+    sent: int
+    refused: dict[str, str]
+
+
 class Replayed(Struct, frozen=True):
     """What `driftline deadletters replay` did, or would do.
 
@@ -132,6 +139,7 @@ class Replayed(Struct, frozen=True):
         matching: Letters that the filters let through.
         to_send: Of those, to be sent back; by source topic.
         sent: How many were; 0 in a dry run.
+        refused: Those that Kafka did not accept, by their place, and why.
         left_out: How many of them are not, by reason (`EXPLAINED`).
         not_reached: Beyond --limit.
     """
@@ -140,6 +148,7 @@ class Replayed(Struct, frozen=True):
     matching: int
     to_send: dict[str, int]
     sent: int
+    refused: dict[str, str]
     left_out: dict[LeftOut, int]
     not_reached: int
 
@@ -314,11 +323,12 @@ class LetterSink(Protocol):
         partition: int = -1,
         headers: Headers = (),
         timestamp_ms: int = 0,
+        on_failure: Callable[[str], None] | None = None,
     ) -> None:
-        """Hand over a message."""
+        """Hand over a message. ``on_failure`` is told why it was not accepted, before `flush` returns."""
 
     def flush(self) -> None:
-        """Wait until all that was sent is acknowledged; raises `DeliveryFailed`."""
+        """Wait until all that was sent is acknowledged; raises `DeliveryFailed` where nobody was to be told."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -386,36 +396,49 @@ def send_back(
     sink: LetterSink,
     sources: Mapping[str, Topic],
     report: Callable[[int], None],
-) -> int:
-    """Send what was chosen back to its source topics, and mark it; returns how many.
+) -> SentBack:
+    """Send what was chosen back to its source topics, and mark it.
 
-    A message keeps its key, its headers, its timestamp, and its partition where the topic still has that.
+    A message keeps its key, its headers, its timestamp, and its partition where the topic still has that. One that Kafka
+    refuses, such as one that the header more makes too large, is left without a mark, and the others go on.
 
     Args:
         reader: Reads the dead-letter topic from its beginning.
         report: Called with the number of letters that are sent back and marked.
 
     Raises:
-        DeliveryFailed: Kafka did not take a message; what ``report`` was told last is marked.
+        DeliveryFailed: Kafka took none of a batch, or not its marks; what ``report`` was told last is marked.
         LogGap, LogUnavailable: As `read_to_end` says.
     """
     sent = 0
+    refused: dict[str, str] = {}
     for batch in _batches(message for message in read_to_end(reader, extents) if _place(message) in plan.chosen):
-        marks = [_send_one(message, plan.chosen[_place(message)], sink, sources) for message in batch]
+        failed: dict[tuple[int, int], str] = {}
+        marks = [_send_one(message, plan.chosen[_place(message)], sink, sources, failed) for message in batch]
         sink.flush()
+        if len(failed) == len(batch) > 1:
+            raise DeliveryFailed(f"Kafka accepted none of {len(batch):,} letters: {failed[_place(batch[0])]}")
         for mark in marks:
-            sink.send(mark.topic, None, partition=mark.partition, headers=mark_headers(mark))
+            if (mark.partition, mark.offset) not in failed:
+                sink.send(mark.topic, None, partition=mark.partition, headers=mark_headers(mark))
         sink.flush()
-        sent += len(batch)
+        refused |= {f"{partition}:{offset}": why for (partition, offset), why in failed.items()}
+        sent += len(batch) - len(failed)
         report(sent)
-        if sent == len(plan.chosen):
+        if sent + len(refused) == len(plan.chosen):
             break
-    return sent
+    return SentBack(sent, refused)
 
 
-def _send_one(message: Message, times: int, sink: LetterSink, sources: Mapping[str, Topic]) -> Replay:
+def _send_one(
+    message: Message,
+    times: int,
+    sink: LetterSink,
+    sources: Mapping[str, Topic],
+    failed: dict[tuple[int, int], str],
+) -> Replay:
     letter = read_letter(message.value, message.key, message.headers)
-    if letter is None:  # it was one when the plan was made
+    if letter is None or letter.topic not in sources:  # it was another when the plan was made
         raise DataError(
             f"{message.topic} partition {message.partition} has another message at offset {message.offset} than a moment ago: "
             "the topic was made anew. Run it again"
@@ -424,7 +447,15 @@ def _send_one(message: Message, times: int, sink: LetterSink, sources: Mapping[s
     partition = letter.partition if letter.partition < sources[letter.topic].partitions else -1
     # An event without a time of its own is dated by this. Older letters do not say it; they were written soon after.
     timestamp_ms = letter.timestamp_ms or max(message.timestamp_ms, 0)
-    sink.send(letter.topic, letter.value, letter.key, partition, replay_headers(letter, replay), timestamp_ms)
+    headers = replay_headers(letter, replay)
+
+    def on_failure(why: str) -> None:
+        failed[_place(message)] = why
+
+    try:
+        sink.send(letter.topic, letter.value, letter.key, partition, headers, timestamp_ms, on_failure)
+    except DeliveryFailed as error:
+        on_failure(str(error))
     return replay
 
 

@@ -1,4 +1,4 @@
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -13,6 +13,7 @@ from streams.services.deadletters import (
     NamedContent,
     Origin,
     ReplayPlan,
+    SentBack,
     Survey,
     list_letters,
     plan_replay,
@@ -35,7 +36,9 @@ class Log:
         self.sent: list[Message] = []
         self.now = T0
         self.fails_at_flush: int | None = None
+        self.refuses: set[bytes] = set()
         self._unflushed: list[Message] = []
+        self._told: list[Callable[[], None]] = []
         self._flushes = 0
 
     # As a topic
@@ -65,13 +68,20 @@ class Log:
         partition: int = -1,
         headers: Headers = (),
         timestamp_ms: int = 0,
+        on_failure: Callable[[str], None] | None = None,
     ) -> None:
         assert not isinstance(key, str)
+        if value in self.refuses and on_failure is not None:
+            self._told.append(lambda: on_failure("too large"))
+            return
         self._unflushed.append(Message(topic, partition, -1, timestamp_ms, key, value, headers))
 
     def flush(self) -> None:
         self._flushes += 1
         unflushed, self._unflushed = self._unflushed, []
+        told, self._told = self._told, []
+        for tell in told:
+            tell()
         if self._flushes == self.fails_at_flush:
             raise DeliveryFailed("no")
         for message in unflushed:
@@ -89,7 +99,9 @@ class Log:
         return plan_replay(self.survey(), wanted or Filter(), ["clicks", "gone"], SOURCES, max_replays, limit)
 
     def replay(self, **options: Any) -> int:
-        return send_back(self.plan(**options), self.reader(), self.extents, self, SOURCES, lambda _: None)
+        outcome = send_back(self.plan(**options), self.reader(), self.extents, self, SOURCES, lambda _: None)
+        assert not outcome.refused
+        return outcome.sent
 
     def letters(self) -> list[Letter]:
         return list(self.survey().letters())
@@ -313,6 +325,29 @@ def test_many_letters_go_in_batches_and_a_failure_leaves_at_most_one_batch_witho
     log.replay()
     origins = {header for message in log.sent for header in message.headers if header[0] == "driftline-replayed"}
     assert (len(origins), len(log.sent)) == (1200, 1700)
+
+
+def test_a_letter_that_kafka_refuses_does_not_keep_the_others_back(log: Log) -> None:
+    for offset, value in enumerate([b"small", b"huge", b"small too"]):
+        log.bury(bad(offset, value))
+    log.refuses = {b"huge"}
+    found = send_back(log.plan(), log.reader(), log.extents, log, SOURCES, lambda _: None)
+    assert found == SentBack(2, {"0:1": "too large"})
+    assert [letter.sent_back for letter in log.letters()] == [True, False, True]
+    # It is tried again by the next replay; by itself it is no sign that Kafka is away.
+    assert send_back(log.plan(), log.reader(), log.extents, log, SOURCES, lambda _: None).refused == {
+        "0:1": "too large"
+    }
+    assert len(log.sent) == 2
+
+
+def test_a_batch_of_which_kafka_takes_nothing_ends_the_replay(log: Log) -> None:
+    for offset in range(600):
+        log.bury(bad(offset, b"huge"))
+    log.refuses = {b"huge"}
+    with pytest.raises(DeliveryFailed, match="Kafka accepted none of 500 letters: too large"):
+        log.replay()
+    assert not any(letter.sent_back for letter in log.letters())
 
 
 def test_the_mark_of_a_letter_that_retention_has_deleted_means_nothing(log: Log) -> None:
