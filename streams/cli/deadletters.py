@@ -126,7 +126,7 @@ def show(
         ("message", brief.message),
         ("stage", brief.stage),
         ("came from", source),
-        ("of", None if found.timestamp is None else time_of(found.timestamp)),
+        ("sent at", None if found.timestamp is None else time_of(found.timestamp)),
         ("replays before", brief.replays),
         ("sent back", "yes" if brief.sent_back else "no"),
         ("key", _shown(found.key)),
