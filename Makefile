@@ -14,7 +14,7 @@ DEMO := .venv/.stamp-demo
 DEV := .venv/.stamp-dev
 JARS := .local/kafka-libs/.stamp
 
-.PHONY: help demo test check format stack bench schemas constraints clean prerequisites
+.PHONY: help demo test check format stack bench fuzz schemas constraints clean prerequisites
 
 help: ## list these commands
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "%-18s %s\n", $$1, $$2 }'
@@ -25,11 +25,12 @@ demo: $(DEMO) ## the whole engine in one terminal; installs neither torch nor Ja
 test: $(DEV) $(JARS) ## every test, against a real Kafka and a real Redis. ARGS="-k window"
 	$(BIN)/python -m pytest $(ARGS)
 
-check: $(DEV) ## lint, formatting, types, import rules
+check: $(DEV) ## lint, formatting, types, import rules, known vulnerabilities
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy $(CHECKED)
 	$(BIN)/lint-imports
+	$(BIN)/python -m tests.audit
 
 format: $(DEV) ## format the code and fix what can be fixed
 	$(BIN)/ruff check --fix-only .
@@ -40,6 +41,9 @@ stack: $(DEMO) $(JARS) ## a real Kafka and a real Redis on this machine until Ct
 
 bench: $(DEV) $(JARS) ## the benchmarks. ARGS names which
 	$(BIN)/python -m tests.benchmarks $(ARGS)
+
+fuzz: $(DEV) $(JARS) ## a million hostile messages through ingest, every one accounted for. ARGS="--events 20000 --seed 7"
+	$(BIN)/python -m tests.fuzz $(ARGS)
 
 schemas: $(DEV) ## write the JSON Schemas of everything that goes over the wire
 	$(BIN)/python -m streams.contracts.schemas

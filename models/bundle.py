@@ -28,7 +28,10 @@ The hashes find damage and mix-ups. They are no signature: whoever can write the
 import hashlib
 import os
 import shutil
+import struct
+import tokenize
 import zipfile
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -317,6 +320,21 @@ def check_place(path: str | Path, overwrite: bool) -> None:
         raise BundleError(f"{path} already holds a model bundle. Add --overwrite to replace it, or choose another")
 
 
+# What NumPy, zipfile and zlib raise at bytes that are no archive, or no array, of theirs.
+_NUMPY_ERRORS = (
+    OSError,
+    ValueError,
+    EOFError,
+    KeyError,
+    MemoryError,
+    NotImplementedError,
+    RuntimeError,
+    SyntaxError,
+    struct.error,
+    tokenize.TokenError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
 _AGAIN = "Export the model again, or copy the bundle again from where it is whole"
 
 
@@ -396,8 +414,10 @@ def _read_vocabulary(path: Path) -> Vocabulary:
 def _read_item_vectors(path: Path, config: ModelConfig, vocabulary: Vocabulary) -> Vectors:
     file = path / ITEMS
     try:
-        vectors = np.load(file, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+        # Opened here: NumPy leaves a file open that turns out to be a damaged archive.
+        with file.open("rb") as content:
+            vectors = np.load(content, allow_pickle=False)
+    except _NUMPY_ERRORS as error:
         raise BundleError(f"{file} is no NumPy array: {error}. {_AGAIN}") from error
     if not isinstance(vectors, np.ndarray):
         raise BundleError(f"{file} holds several arrays, not one. {_AGAIN}")
@@ -412,10 +432,14 @@ def _read_item_vectors(path: Path, config: ModelConfig, vocabulary: Vocabulary) 
 
 def _read_golden(path: Path, config: ModelConfig, vocabulary: Vocabulary) -> Golden:
     file = path / GOLDEN
+    arrays: dict[str, npt.NDArray[np.generic]] = {}
     try:
-        with np.load(file, allow_pickle=False) as archive:
-            arrays: dict[str, npt.NDArray[np.generic]] = {name: archive[name] for name in archive.files}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        with file.open("rb") as content:
+            archive = np.load(content, allow_pickle=False)
+            if not isinstance(archive, np.lib.npyio.NpzFile):
+                raise BundleError(f"{file} holds one array, not an archive of several. {_AGAIN}")
+            arrays = {name: archive[name] for name in archive.files}
+    except _NUMPY_ERRORS as error:
         raise BundleError(f"{file} is no archive of NumPy arrays: {error}. {_AGAIN}") from error
     missing = {"items", "types", "ages", "lengths", "vectors", "top"} - arrays.keys()
     if missing:
@@ -516,7 +540,8 @@ class _FormatOnly(msgspec.Struct):
 def _decode(file: Path, type_: type[_T]) -> _T:
     try:
         return msgspec.json.decode(file.read_bytes(), type=type_)
-    except (OSError, msgspec.DecodeError) as error:
+    # msgspec passes on what it meets in bad UTF-8 and in deep nesting.
+    except (OSError, msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise BundleError(f"{file} cannot be read: {error}. {_AGAIN}") from error
 
 

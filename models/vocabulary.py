@@ -54,5 +54,5 @@ class Vocabulary:
         """
         try:
             return cls(msgspec.json.decode(content, type=list[str]))
-        except msgspec.DecodeError as error:
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise DataError(f"a vocabulary is a JSON list of item ids: {error}") from error

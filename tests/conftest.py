@@ -1,11 +1,19 @@
-"""What every test shares: which tests count as integration tests."""
+"""What every test shares: which tests count as integration tests, and how property tests run."""
 
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 # Its asserts are rewritten to say their values although its name is not that of a test file.
 pytest.register_assert_rewrite("tests.store_contract")
+
+# On a loaded machine an example may take any time. No random seed, so that a failure belongs to the change that made
+# it. `--hypothesis-profile=default` looks for new examples.
+settings.register_profile(
+    "driftline", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow], print_blob=True
+)
+settings.load_profile("driftline")
 
 _NEED_SERVERS = [Path(__file__).parent / "integration", Path(__file__).parent / "deploy"]
 

@@ -1,7 +1,7 @@
 """Event v1: what an app says a user did. JSON on any raw topic."""
 
 from datetime import UTC, datetime, timedelta
-from typing import Annotated, Final
+from typing import Annotated, Final, Literal
 
 import msgspec
 from msgspec import Meta, Struct
@@ -10,7 +10,7 @@ MAX_ID_LENGTH: Final = 128
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 # Epoch seconds read as milliseconds fall in January 1970, so a floor of 1990 catches the commonest mistake.
 EARLIEST_MS: Final = 631_152_000_000
-# A time in the future would sit at the end of the user's window until it is past; a clock may be a day off.
+# A time in the future would sit at the end of the user's window until it is past; an app's clock may be a day off.
 FUTURE_TOLERANCE_MS: Final = 24 * 3600 * 1000
 
 Id = Annotated[str, Meta(min_length=1, max_length=MAX_ID_LENGTH)]
@@ -44,16 +44,31 @@ class Event(Struct, frozen=True):
     ] = msgspec.UNSET
 
 
+InvalidEventReason = Literal[
+    "null_value",
+    "too_large",
+    "invalid_utf8",
+    "too_deep",
+    "not_json",
+    "not_an_object",
+    "missing_field",
+    "bad_length",
+    "invalid_field",
+    "nul",
+    "absurd_time",
+]
+
+
 class InvalidEvent(ValueError):
     """A raw message that is not an Event v1.
 
     Attributes:
-        reason: A short code, one of a closed set (it labels metrics).
+        reason: A short code (it labels metrics).
     """
 
-    def __init__(self, reason: str, message: str) -> None:
+    def __init__(self, reason: InvalidEventReason, message: str) -> None:
         super().__init__(message)
-        self.reason = reason
+        self.reason: InvalidEventReason = reason
 
 
 _decoder = msgspec.json.Decoder(Event)
@@ -95,12 +110,16 @@ def decode_event(raw: bytes | None, max_bytes: int) -> Event:
 def event_time_ms(event: Event, kafka_timestamp_ms: int, now_ms: int) -> int:
     """When the event happened, milliseconds since 1970.
 
+    The future is measured from Kafka's timestamp, not from the clock of whoever asks: that clock may be behind, and an event
+    that is read again later must fare as it did. So a default is never in the future; Kafka itself refuses a timestamp more
+    than an hour ahead of the broker's clock (`message.timestamp.after.max.ms`, since 4.0).
+
     Args:
         kafka_timestamp_ms: The raw message's timestamp: the default.
-        now_ms: What "the future" is measured from.
+        now_ms: What the future is measured from where that timestamp is absurd itself.
 
     Raises:
-        InvalidEvent: Before 1990, or more than a day from now.
+        InvalidEvent: Before 1990, or more than a day after Kafka's timestamp.
     """
     time = kafka_timestamp_ms if event.event_time is None else event.event_time
     name = "Kafka's timestamp" if event.event_time is None else "event_time"
@@ -108,7 +127,8 @@ def event_time_ms(event: Event, kafka_timestamp_ms: int, now_ms: int) -> int:
     if milliseconds < EARLIEST_MS:
         hint = "; are these seconds? milliseconds are expected" if 0 < milliseconds * 1000 >= EARLIEST_MS else ""
         raise InvalidEvent("absurd_time", f"{name} {_shown(time)} is before 1990{hint}")
-    if milliseconds > now_ms + FUTURE_TOLERANCE_MS:
+    sent_ms = kafka_timestamp_ms if kafka_timestamp_ms >= EARLIEST_MS else now_ms
+    if milliseconds > sent_ms + FUTURE_TOLERANCE_MS:
         raise InvalidEvent("absurd_time", f"{name} {_shown(time)} is more than a day in the future")
     return milliseconds
 
@@ -118,7 +138,7 @@ def derived_event_id(topic: str, partition: int, offset: int) -> str:
     return f"{topic}-{partition}-{offset}"
 
 
-def _reason(message: str) -> str:
+def _reason(message: str) -> InvalidEventReason:
     if message.startswith("Object missing required field"):
         return "missing_field"
     if message.startswith("Expected `object`") and "$" not in message:

@@ -17,6 +17,10 @@ class Trigger(Struct, frozen=True, gc=False):
     topic: str
     partition: int
     offset: int
+    topic_id: Annotated[
+        str,
+        Meta(description="Kafka's id of the topic: one made anew begins at offset 0 again. Empty where it has none."),
+    ] = ""
 
 
 class ModelName(Struct, frozen=True):
@@ -79,14 +83,27 @@ def decode_recommendation(raw: bytes) -> Recommendation:
     Raises:
         msgspec.DecodeError: Not a Recommendation v1.
     """
-    return _decoder.decode(raw)
+    try:
+        return _decoder.decode(raw)
+    except (UnicodeDecodeError, RecursionError) as error:
+        raise msgspec.DecodeError(f"not a recommendation: {error}") from error
 
 
 def recommendation_id(generation: str, model_version: str, user_id: str, trigger: Trigger) -> str:
     """A deterministic id, 32 hex digits: a replay gives the same list of the same model the same id.
 
     The trigger is named by its place in the raw log as well as its event id: after the memory of repeats has
-    forgotten an event id, a second event may carry it, and that one leads to another list.
+    forgotten an event id, a second event may carry it, and that one leads to another list. The topic's id belongs to the
+    place: in a topic made anew the same place, and with it a derived event id, is another event's.
     """
-    parts = (generation, model_version, user_id, trigger.event_id, trigger.topic, trigger.partition, trigger.offset)
+    parts = (
+        generation,
+        model_version,
+        user_id,
+        trigger.event_id,
+        trigger.topic,
+        trigger.topic_id,
+        trigger.partition,
+        trigger.offset,
+    )
     return blake2b("\0".join(map(str, parts)).encode(), digest_size=16).hexdigest()

@@ -419,6 +419,7 @@ def trigger_of(newest: Arrival) -> Trigger:
         newest.source.topic,
         newest.source.partition,
         newest.offset,
+        newest.source.topic_id,
     )
 
 

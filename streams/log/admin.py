@@ -1,25 +1,29 @@
 """Asking Kafka what there is, and the few changes that an operator makes."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from time import monotonic
 from typing import Any, Final, Self
 
 from confluent_kafka import (
     OFFSET_INVALID,
     ConsumerGroupTopicPartitions,
+    IsolationLevel,
     KafkaError,
     KafkaException,
     TopicCollection,
     TopicPartition,
 )
 from confluent_kafka import Consumer as KafkaConsumer
-from confluent_kafka.admin import AdminClient, ConfigResource, NewTopic  # type: ignore[attr-defined]  # 2.16
+from confluent_kafka.admin import AdminClient, ConfigResource, NewTopic, OffsetSpec  # type: ignore[attr-defined]  # 2.16
 
 from streams.errors import TopicMissing, UsageError
 from streams.log.connection import ANSWER_S, CREDENTIAL_ERRORS, Connection
 from streams.log.topics import Committed, Extent, GroupMember, Partition, Topic
 from streams.settings import KafkaSettings
 
+_EARLIEST: Final = OffsetSpec.earliest()  # type: ignore[no-untyped-call]  # 2.16
+_LATEST: Final = OffsetSpec.latest()  # type: ignore[no-untyped-call]  # 2.16
+_STALE_EPOCH_ERRORS: Final = frozenset({KafkaError.FENCED_LEADER_EPOCH, KafkaError.UNKNOWN_LEADER_EPOCH})
 # The first wait for an answer; each that follows is twice as long, so that a slow connection gets its time.
 _FIRST_WAIT_S: Final = 0.2
 
@@ -125,18 +129,37 @@ class LogAdmin:
         }
 
     def extents(self, partitions: Iterable[Partition]) -> dict[Partition, Extent]:
-        """Where each partition's log starts and ends."""
-        return {
-            partition: Extent(
-                *self._connection.ask(
-                    f"give the ends of {partition.topic}",
-                    lambda p=partition: self._consumer.get_watermark_offsets(  # type: ignore[misc]
-                        TopicPartition(p.topic, p.number), timeout=ANSWER_S
-                    ),
-                )
-            )
-            for partition in partitions
-        }
+        """Where each partition's log starts and ends.
+
+        Not by the consumer's `get_watermark_offsets`: where one of its two requests fails and the other does not, librdkafka
+        2.16 reports no error and gives the one offset that it got as both, so that a full log looks empty.
+        """
+        wanted = [TopicPartition(partition.topic, partition.number) for partition in partitions]
+        if not wanted:
+            return {}
+        what = f"give the ends of {', '.join(sorted({partition.topic for partition in wanted}))}"
+        # In this order, for a log that retention cuts, or that grows, between the two.
+        starts = self._connection.ask(what, lambda: self._offsets(wanted, _EARLIEST))
+        ends = self._connection.ask(what, lambda: self._offsets(wanted, _LATEST))
+        return {partition: Extent(start, ends[partition]) for partition, start in starts.items()}
+
+    def _offsets(self, wanted: Sequence[TopicPartition], spec: OffsetSpec) -> dict[Partition, int]:
+        futures = self._admin.list_offsets(
+            dict.fromkeys(wanted, spec),
+            isolation_level=IsolationLevel.READ_UNCOMMITTED,
+            request_timeout=ANSWER_S,
+        )
+        try:
+            found = {Partition(p.topic, p.partition): future.result().offset for p, future in futures.items()}
+        except KafkaException as error:
+            if error.args[0].code() in _STALE_EPOCH_ERRORS:
+                # librdkafka 2.16 would go on asking with the epoch that it knows.
+                self._admin.list_topics(timeout=ANSWER_S)
+            raise
+        if min(found.values()) < 0:
+            # What librdkafka 2.16 makes of a broker that closes the connection instead of answering.
+            raise KafkaException(KafkaError(KafkaError.LEADER_NOT_AVAILABLE, "a broker went away before it answered"))
+        return found
 
     def committed(self, partitions: Iterable[Partition]) -> dict[Partition, int | None]:
         """The next offset that the group has recorded for each partition; None where it has none."""

@@ -1,6 +1,6 @@
 """Sending to Kafka."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 
 from confluent_kafka import KafkaError, KafkaException
@@ -46,16 +46,35 @@ class Producer:
         key: bytes | str | None = None,
         partition: int = -1,
         headers: Sequence[tuple[str, bytes | None]] = (),
+        timestamp_ms: int = 0,
+        on_failure: Callable[[str], None] | None = None,
     ) -> None:
         """Hand a message to librdkafka; blocks while its queue is full.
+
+        Args:
+            partition: -1: by the key, as librdkafka does.
+            timestamp_ms: Kafka's timestamp of the message; 0: now.
+            on_failure: Is told why Kafka did not accept the message, before `flush` returns; `flush` then does not raise
+                for it.
 
         Raises:
             DeliveryFailed: The message can never be sent, as when it is too large.
         """
+
+        def delivered(error: KafkaError | None, _: KafkaMessage) -> None:
+            if error is not None and on_failure is not None:
+                on_failure(error.str())
+
         while True:
             try:
                 self._producer.produce(
-                    topic, value, key, partition, headers=list(headers), on_delivery=self._on_delivery
+                    topic,
+                    value,
+                    key,
+                    partition,
+                    headers=list(headers),
+                    timestamp=timestamp_ms,
+                    on_delivery=self._on_delivery if on_failure is None else delivered,
                 )
             except BufferError:
                 self._producer.poll(0.1)
@@ -65,7 +84,7 @@ class Producer:
                 return
 
     def flush(self) -> None:
-        """Wait until the broker has acknowledged every message.
+        """Wait until the broker has acknowledged every message, or those who asked were told that it has not.
 
         Raises:
             DeliveryFailed: At least one was not accepted; which of the others were is unknown.

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable, Iterable, Mapping
+from operator import methodcaller
 from time import monotonic
 from typing import Any, Final
 
@@ -9,6 +10,7 @@ from confluent_kafka import OFFSET_BEGINNING, OFFSET_END, KafkaError, KafkaExcep
 from confluent_kafka import Consumer as KafkaConsumer
 from confluent_kafka import Message as KafkaMessage
 
+from streams.contracts.dead_letter import Headers
 from streams.errors import DriftlineError, LogUnavailable, StateRefused
 from streams.log.admin import LogAdmin
 from streams.log.connection import ANSWER_S, CREDENTIAL_ERRORS, MISSING_TOPIC_ERRORS, Connection
@@ -21,6 +23,10 @@ _TOPIC_CHECK_S: Final = 1.0
 _FETCH_BYTES: Final = 64 * 1024
 # What one fetch brought lies in librdkafka's queue: no need to wait for it.
 _DRAIN_S: Final = 0.001
+
+# In the place of headers that the client cannot read.
+HEADERS_LEFT_OUT: Final = (("driftline-headers-left-out", b"the name of a header is not UTF-8"),)
+_ask_headers: Final = methodcaller("headers")
 
 _logger = logging.getLogger("driftline.kafka")
 
@@ -178,24 +184,27 @@ class RawReader:
             consumer.pause(partitions)
 
     def _start_at(self, consumer: KafkaConsumer, partitions: list[TopicPartition]) -> None:
-        for committed in consumer.committed(partitions, timeout=ANSWER_S):
+        positions = consumer.committed(partitions, timeout=ANSWER_S)
+        # After the offsets: those of a moment later may be past an end of a moment before.
+        extents = self._admin.extents(Partition(p.topic, p.partition) for p in partitions)
+        for committed in positions:
             topic = self._topics[committed.topic]
             if committed.offset >= 0 and committed.metadata and committed.metadata != topic.topic_id:
                 raise _recreated(committed.topic, committed.metadata, topic.topic_id)
-            start, end = consumer.get_watermark_offsets(committed, timeout=ANSWER_S)
-            if committed.offset > end:
+            extent = extents[Partition(committed.topic, committed.partition)]
+            if committed.offset > extent.end:
                 raise StateRefused(
                     f"the group's next offset in {committed.topic} partition {committed.partition} is "
-                    f"{committed.offset}, but the log ends at {end}: the log was cut or made anew. "
+                    f"{committed.offset}, but the log ends at {extent.end}: the log was cut or made anew. "
                     f"If that is so, run `driftline topics adopt {committed.topic}`"
                 )
             offset = committed.offset if committed.offset >= 0 else OFFSET_BEGINNING
-            if 0 <= offset < start:
+            if 0 <= offset < extent.start:
                 _logger.error(
                     "%s partition %d: retention deleted %d events before ingest read them (offsets %d to %d)",
-                    committed.topic, committed.partition, start - offset, offset, start - 1,
+                    committed.topic, committed.partition, extent.start - offset, offset, extent.start - 1,
                 )  # fmt: skip
-                offset = start
+                offset = extent.start
             position = next(p for p in partitions if (p.topic, p.partition) == (committed.topic, committed.partition))
             position.offset = offset
         consumer.incremental_assign(partitions)
@@ -254,5 +263,20 @@ def _message(raw: KafkaMessage) -> Message:
         found.timestamp()[1],
         found.key(),
         found.value(),
-        found.headers() or (),
+        _headers(found),
     )
+
+
+def _headers(raw: Any) -> Headers:
+    """The headers; where the name of one is not UTF-8, all that can be said is that they are not here.
+
+    confluent-kafka 2.16 then gives tuples with a null pointer in them, and to touch one ends the process; the first time it
+    has raised UnicodeDecodeError as well. To return and to raise is a mistake that Python turns into SystemError where it
+    looks: a call in C always does, but not one in Python that ran often (CPython 3.11 specialises it). So it is asked once,
+    and through C.
+    """
+    try:
+        found: Headers | None = _ask_headers(raw)
+    except (SystemError, UnicodeDecodeError):
+        return HEADERS_LEFT_OUT
+    return found or ()

@@ -583,6 +583,7 @@ class Applier:
             arrival.source.partition,
             arrival.offset,
             "encode",
+            arrival.appended_ms,
         )
 
 

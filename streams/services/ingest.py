@@ -207,4 +207,5 @@ def _letter(message: Message, error: InvalidEvent, stage: str) -> DeadLetter:
         message.partition,
         message.offset,
         stage,
+        message.timestamp_ms if message.timestamp_ms > 0 else None,
     )

@@ -20,6 +20,7 @@ from streams.observe.metrics import IngestMetrics
 from streams.services.ingest import Ingest
 from streams.services.topics import create_missing_topics
 from streams.settings import IngestSettings, KafkaSettings, Settings, TopicSettings
+from tests.integration.strange_headers import Strange, send_strange
 from tests.integration.waiting import wait_until
 
 PARTITIONS = 3
@@ -245,7 +246,8 @@ def test_bad_events_are_buried_untouched_and_the_others_go_on_in_order(topics: T
         assert list(letter.raw.headers[: len(bad.headers)]) == list(bad.headers)
         ours = letter.raw.headers[len(bad.headers) :]
         assert [name for name, _ in ours] == [
-            f"__streams.errors.{name}" for name in ("exception", "message", "topic", "partition", "offset", "stage")
+            f"__streams.errors.{name}"
+            for name in ("exception", "message", "topic", "partition", "offset", "stage", "timestamp")
         ]
         values = dict(ours)
         assert values["__streams.errors.exception"] == reason.encode()
@@ -262,6 +264,30 @@ def test_bad_events_are_buried_untouched_and_the_others_go_on_in_order(topics: T
 
 def offset_of(raw: Raw) -> int:
     return int(dict(raw.headers)["__streams.errors.offset"] or b"-1")
+
+
+def test_a_header_whose_name_is_not_utf8_harms_neither_its_message_nor_the_others(topics: Topics) -> None:
+    strange = [(b"first", b"1"), (b"\xff\xfe", b"2"), (b"last", None)]
+    # Python checks less of a call that has run often.
+    topics.send(topics.clicks, *[event("anna", f"before-{number}") for number in range(100)])
+    send_strange(
+        topics.servers,
+        topics.clicks,
+        0,
+        [
+            Strange(b'{"user_id":"anna","item_id":"i1"}', b"k", strange),
+            Strange(b"not json", b"k", strange),
+            Strange(b'{"user_id":"anna","item_id":"i2"}', b"k", []),
+        ],
+    )
+    with Running(topics) as running:
+        running.wait_for(accepted=102, dead_lettered=1)
+    assert [one.item for one in topics.events()[100:]] == ["i1", "i2"]
+    (letter,) = topics.read(topics.dead_letters)
+    assert (letter.raw.value, letter.raw.key) == (b"not json", b"k")
+    # The client cannot read any of the headers then; the letter says so.
+    assert letter.raw.headers[0] == ("driftline-headers-left-out", b"the name of a header is not UTF-8")
+    assert [name for name, _ in letter.raw.headers[1:3]] == ["__streams.errors.exception", "__streams.errors.message"]
 
 
 def test_an_event_as_large_as_kafka_allows_still_fits_into_the_dead_letter_topic(topics: Topics) -> None:

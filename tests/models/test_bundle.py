@@ -319,3 +319,20 @@ def test_golden_scores_without_a_scorer_are_refused(whole: Path, tmp_path: Path)
 def test_a_scorer_of_no_candidates_is_refused(whole: Path) -> None:
     with pytest.raises(ValueError, match="a scorer needs at least 1 candidate, not 0"):
         msgspec.structs.replace(read_bundle(whole).config, candidates=0)
+
+
+def test_one_array_in_the_place_of_the_golden_archive_is_refused(copy: Path) -> None:
+    replace(copy, "golden.npz", (copy / "items.npy").read_bytes())
+    with pytest.raises(BundleError, match=r"golden\.npz holds one array, not an archive of several"):
+        read_bundle(copy)
+
+
+@pytest.mark.parametrize("name", ["config.json", "manifest.json", "metadata.json"])
+@pytest.mark.parametrize("content", [b'["\xff"]', b'{"x":"\xff"}', b"[" * 2000, b'{"format":' * 2000])
+def test_bad_utf8_and_deep_nesting_are_a_broken_bundle(copy: Path, name: str, content: bytes) -> None:
+    if name == "manifest.json":
+        (copy / name).write_bytes(content)
+    else:
+        replace(copy, name, content)
+    with pytest.raises(BundleError, match=f"{name} cannot be read"):
+        read_bundle(copy)

@@ -33,3 +33,9 @@ def test_ids_that_make_no_vocabulary_are_refused(ids: list[str], message: str) -
 def test_json_that_is_no_list_of_ids_is_refused(content: bytes) -> None:
     with pytest.raises(DataError, match="a JSON list of item ids"):
         Vocabulary.from_json(content)
+
+
+@pytest.mark.parametrize("content", [b'["\xff"]', b"[" * 2000, b'["a",', b"{}", b""])
+def test_what_is_no_list_of_ids_is_refused_whatever_its_bytes_are(content: bytes) -> None:
+    with pytest.raises(DataError, match="a vocabulary is a JSON list of item ids"):
+        Vocabulary.from_json(content)

@@ -96,7 +96,7 @@ RECOMMENDATION = Recommendation(
     1_767_225_600_000,
     "live",
     "personal",
-    Trigger("e1", "click", "i1", 1_767_225_599_000, "clicks", 2, 17),
+    Trigger("e1", "click", "i1", 1_767_225_599_000, "clicks", 2, 17, "id-1"),
     ModelName("sasrec", "0123456789ab"),
     VectorSummary(32, None),
     [RecommendedItem("i2", 1, 0.5, ["i1"]), RecommendedItem("i3", 2, None, [])],
@@ -121,6 +121,7 @@ def test_a_recommendation_reads_as_its_schema_says() -> None:
             "topic": "clicks",
             "partition": 2,
             "offset": 17,
+            "topic_id": "id-1",
         },
         "model": {"name": "sasrec", "version": "0123456789ab"},
         "vector": {"dim": 32, "drift": None},
@@ -141,3 +142,10 @@ def test_schema_and_decoder_refuse_the_same_recommendations(change: dict[str, ob
     assert not Draft202012Validator(checked_in_schema("recommendation.v1")).is_valid(wrong)
     with pytest.raises(msgspec.ValidationError):
         decode_recommendation(json.dumps(wrong).encode())
+
+
+def test_a_recommendation_of_before_triggers_named_the_topics_id_is_still_read() -> None:
+    older = json.loads(encode_recommendation(RECOMMENDATION))
+    del older["trigger"]["topic_id"]
+    Draft202012Validator(checked_in_schema("recommendation.v1")).validate(older)
+    assert decode_recommendation(json.dumps(older).encode()).trigger.topic_id == ""

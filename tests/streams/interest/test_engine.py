@@ -110,7 +110,7 @@ def test_a_new_users_row_is_the_mean_the_best_items_and_the_window(bundle: Bundl
 
 def test_a_recommendation_says_where_it_came_from(bundle: Bundle) -> None:
     recommendation = list_of(row_of(evolve_one(engine_of(bundle), clicks("i3", "i7"))))
-    trigger = Trigger("clicks-2-2", "click", "i7", 2000, "clicks", 2, 2)
+    trigger = Trigger("clicks-2-2", "click", "i7", 2000, "clicks", 2, 2, "id")
     assert recommendation.trigger == trigger
     assert recommendation.recommendation_id == recommendation_id("g1", bundle.config.version, "u1", trigger)
     assert (recommendation.user_id, recommendation.generated_at) == ("u1", NOW_MS)

@@ -70,6 +70,7 @@ EXPECTED = {
             "topic": "clicks",
             "partition": 1,
             "offset": 7,
+            "topic_id": "",
         },
         "model": {"name": "pooling", "version": "v1"},
         "vector": {"dim": 2, "drift": 0.25},
