@@ -215,5 +215,5 @@ def test_partitions_far_apart_in_time_are_read_whole_with_little_memory(kafka: K
     log.send(p1, *((TIME_MS + n, b"x" * 100) for n in range(count)))
     extents = log.resolve(name, Range())
     with closing(ExtentsReader(log.settings, extents)) as reader:
-        found = [(message.partition, message.offset) for message in merged(reader, extents, max_messages=4000)]
+        found = [(message.partition, message.offset) for message in merged(reader, max_messages=4000)]
     assert found == [(1, n) for n in range(count)] + [(0, n) for n in range(count)]

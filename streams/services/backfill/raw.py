@@ -83,7 +83,7 @@ class RawSource:
         """
         ordinal = skip
         with closing(ExtentsReader(self._settings.kafka, self._extents)) as reader:
-            messages = islice(merged(reader, self._extents), skip, None)
+            messages = islice(merged(reader), skip, None)
             while batch := list(islice(messages, BATCH_RECORDS)):
                 before = self.bad.total
                 events = list(self._events(batch))
@@ -120,35 +120,33 @@ class RawSource:
 
 
 def merged(
-    reader: PartitionsReader,
-    extents: Mapping[Partition, Extent],
-    max_messages: int = _BUFFERED_MESSAGES,
-    max_bytes: int = _BUFFERED_BYTES,
+    reader: PartitionsReader, max_messages: int = _BUFFERED_MESSAGES, max_bytes: int = _BUFFERED_BYTES
 ) -> Iterator[Message]:
     """The messages of all partitions by (timestamp, topic, partition, offset), each partition in its own order.
 
     A partition that is ahead of the others is paused while its share of the memory is used up.
 
     Args:
-        reader: Reads the extents from their starts.
+        reader: Of which nothing was read yet.
         max_messages, max_bytes: Kept in memory, of all partitions together and about: a read may exceed it once.
     """
-    share = max(1, len(extents))
-    buffers = {
+    share = max(1, len(reader.unfinished))
+    # By topic and number: a `Partition` compares as that, and is slower to make.
+    buffers: dict[tuple[str, int], _Buffer] = {
         partition: _Buffer(partition, max(1, max_messages // share), max(1, max_bytes // share))
         for partition in sorted(reader.unfinished)
     }
     # The oldest message of each partition that has one; `behind` are those of which none is known, but some will come.
-    heads: list[tuple[int, str, int, int, Message]] = []
-    behind = set(buffers)
+    heads: list[_Head] = []
+    behind = set(reader.unfinished)
     while True:
         while behind:
-            for partition, buffer in buffers.items():
-                if buffer.is_full and not buffer.is_paused and partition in reader.unfinished:
+            for buffer in buffers.values():
+                if buffer.is_full and not buffer.is_paused and buffer.partition in reader.unfinished:
                     buffer.is_paused = True
-                    reader.pause(partition)
+                    reader.pause(buffer.partition)
             for message in reader.read(_READ_MESSAGES, _WAIT_S):
-                buffers[Partition(message.topic, message.partition)].append(message)
+                buffers[message.topic, message.partition].append(message)
             for partition in list(behind):
                 if buffers[partition]:
                     heapq.heappush(heads, buffers[partition].pop())
@@ -157,8 +155,7 @@ def merged(
                     behind.discard(partition)
         if not heads:
             return
-        message = heads[0][-1]
-        buffer = buffers[Partition(message.topic, message.partition)]
+        *_, message, buffer = heads[0]
         if buffer.is_paused and buffer.is_low:
             buffer.is_paused = False
             reader.resume(buffer.partition)
@@ -197,7 +194,11 @@ class _Buffer:
         self._messages.append(message)
         self._bytes += len(message.value or b"")
 
-    def pop(self) -> tuple[int, str, int, int, Message]:
+    def pop(self) -> "_Head":
         message = self._messages.popleft()
         self._bytes -= len(message.value or b"")
-        return message.timestamp_ms, message.topic, message.partition, message.offset, message
+        return message.timestamp_ms, message.topic, message.partition, message.offset, message, self
+
+
+_Head = tuple[int, str, int, int, Message, _Buffer]
+"""The next message of a partition after what it is ordered by, and the buffer that the one after it comes from."""

@@ -57,10 +57,6 @@ def log_of(partition: Partition, *timestamps: int) -> list[Message]:
     return [Message(*partition, offset, at, None, b"x" * 10, ()) for offset, at in enumerate(timestamps)]
 
 
-def extents_of(logs: Mapping[Partition, Sequence[Message]]) -> dict[Partition, Extent]:
-    return {partition: Extent(0, len(log)) for partition, log in logs.items()}
-
-
 def in_order(logs: Mapping[Partition, Sequence[Message]]) -> list[tuple[Partition, int]]:
     """Again and again the oldest of the messages that come next in their partitions."""
     left = {partition: list(log) for partition, log in logs.items() if log}
@@ -76,14 +72,12 @@ def in_order(logs: Mapping[Partition, Sequence[Message]]) -> list[tuple[Partitio
 def test_partitions_are_merged_by_timestamp_then_by_place() -> None:
     # Of the second partition of "a" the timestamps go back: it keeps its own order.
     logs = {A0: log_of(A0, 1, 3, 3), A1: log_of(A1, 3, 2), B0: log_of(B0, 3, 9)}
-    found = [
-        (message.topic, message.partition, message.offset) for message in merged(Scripted(logs, 1, 3), extents_of(logs))
-    ]
+    found = [(message.topic, message.partition, message.offset) for message in merged(Scripted(logs, 1, 3))]
     assert found == [("a", 0, 0), ("a", 0, 1), ("a", 0, 2), ("a", 1, 0), ("a", 1, 1), ("b", 0, 0), ("b", 0, 1)]
 
 
 def test_nothing_to_read_is_nothing() -> None:
-    assert list(merged(Scripted({A0: []}, 1, 3), {A0: Extent(5, 5)})) == []
+    assert list(merged(Scripted({A0: []}, 1, 3))) == []
 
 
 @given(
@@ -100,7 +94,7 @@ def test_the_order_does_not_depend_on_what_comes_first_and_memory_is_bounded(
     logs = {p: log_of(p, *of_one) for p, of_one in zip(partitions, timestamps, strict=True)}
     reader = Scripted(logs, seed, at_a_time)
     found = []
-    for message in merged(reader, extents_of(logs), max_messages, max_bytes):
+    for message in merged(reader, max_messages, max_bytes):
         reader.waiting -= 1
         found.append((Partition(message.topic, message.partition), message.offset))
     assert found == in_order(logs)
@@ -114,7 +108,7 @@ def test_a_partition_that_is_ahead_is_paused_and_goes_on_later() -> None:
         A1: log_of(A1, *range(100), *range(200, 300)),
     }
     reader = Scripted(logs, 1, 20)
-    found = [message.timestamp_ms for message in merged(reader, extents_of(logs), max_messages=10)]
+    found = [message.timestamp_ms for message in merged(reader, max_messages=10)]
     assert found == list(range(400))
     assert reader.pauses > 1
 
@@ -122,7 +116,7 @@ def test_a_partition_that_is_ahead_is_paused_and_goes_on_later() -> None:
 def test_one_partition_is_never_paused() -> None:
     logs = {A0: log_of(A0, *range(200))}
     reader = Scripted(logs, 1, 50)
-    assert len(list(merged(reader, extents_of(logs), max_messages=10))) == 200
+    assert len(list(merged(reader, max_messages=10))) == 200
     assert reader.pauses == 0
 
 
