@@ -1,8 +1,13 @@
-"""What every test shares: which tests count as integration tests."""
+"""What every test shares: which tests count as integration tests, and that no property depends on time."""
 
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
+
+# How long an example takes, and how long it takes to make one, says how busy the machine is.
+settings.register_profile("driftline", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("driftline")
 
 # Its asserts are rewritten to say their values although its name is not that of a test file.
 pytest.register_assert_rewrite("tests.store_contract")
