@@ -17,6 +17,7 @@ from streams.services.backfill.events import Count, SourceEvent
 from streams.services.backfill.ranges import Range, resolve
 from streams.services.backfill.raw import RawSource, merged
 from streams.settings import KafkaSettings, Settings, TopicSettings
+from tests.integration.waiting import wait_until
 
 TIME_MS: Final = 1_767_225_600_000  # 2026-01-01T00:00:00Z
 
@@ -31,7 +32,9 @@ class Log:
             for name in names:
                 # The broker's own default would delete what is dated so long ago.
                 admin.create_topic(name, 2, 1, {"retention.ms": "-1"})
-            self.topics = dict(admin.topics(names))
+            # The brokers know of them a moment later.
+            wait_until(lambda: len(admin.existing_topics(names)) == len(names), 60, "the topics are there")
+            self.topics = admin.topics(names)
 
     def send(self, partition: Partition, *messages: tuple[int, bytes | None]) -> None:
         """Append values with their timestamps."""
@@ -143,9 +146,10 @@ def test_offsets_without_a_message_are_passed_over_or_refused(kafka: KafkaServer
         for value in values:
             producer.produce(name, value, partition=0)
         producer.commit_transaction(60)
+    extents = {p0: Extent(0, 5)}
     with LogAdmin(log.settings) as admin:
-        extents = admin.extents([p0])
-    assert extents == {p0: Extent(0, 5)}
+        # The last marker is written after the commit is acknowledged.
+        wait_until(lambda: admin.extents([p0]) == extents, 60, "the log ends after the last marker")
     with closing(ExtentsReader(log.settings, extents)) as reader:
         assert offsets(reader) == [0, 1, 3]
     with closing(log.reader(p0, 0, 5)) as reader, pytest.raises(LogGap, match=r"at offset 2: .* has offset 3"):
