@@ -7,6 +7,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 MAX_ID_LENGTH: Final = 128
+MAX_TYPE_LENGTH: Final = 64
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 # Epoch seconds read as milliseconds fall in January 1970, so a floor of 1990 catches the commonest mistake.
 EARLIEST_MS: Final = 631_152_000_000
@@ -14,7 +15,7 @@ EARLIEST_MS: Final = 631_152_000_000
 FUTURE_TOLERANCE_MS: Final = 24 * 3600 * 1000
 
 Id = Annotated[str, Meta(min_length=1, max_length=MAX_ID_LENGTH)]
-TypeName = Annotated[str, Meta(min_length=1, max_length=64)]
+TypeName = Annotated[str, Meta(min_length=1, max_length=MAX_TYPE_LENGTH)]
 
 
 class Event(Struct, frozen=True):

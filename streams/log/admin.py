@@ -161,6 +161,27 @@ class LogAdmin:
             raise KafkaException(KafkaError(KafkaError.LEADER_NOT_AVAILABLE, "a broker went away before it answered"))
         return found
 
+    def offsets_at(self, partitions: Iterable[Partition], time_ms: int) -> dict[Partition, int | None]:
+        """Of each partition the first offset whose message is dated at this time or later; None where there is none.
+
+        Args:
+            time_ms: Milliseconds since 1970.
+        """
+        wanted = [TopicPartition(partition.topic, partition.number, time_ms) for partition in partitions]
+
+        def found() -> list[TopicPartition]:
+            answers = self._consumer.offsets_for_times(wanted, timeout=ANSWER_S)
+            for answer in answers:
+                if answer.error is not None:
+                    raise KafkaException(answer.error)
+            return answers
+
+        answers = self._connection.ask("find offsets by time", found) if wanted else []
+        return {
+            Partition(answer.topic, answer.partition): answer.offset if answer.offset >= 0 else None
+            for answer in answers
+        }
+
     def committed(self, partitions: Iterable[Partition]) -> dict[Partition, int | None]:
         """The next offset that the group has recorded for each partition; None where it has none."""
         found = self.committed_positions(partitions)

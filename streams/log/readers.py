@@ -11,18 +11,24 @@ from confluent_kafka import Consumer as KafkaConsumer
 from confluent_kafka import Message as KafkaMessage
 
 from streams.contracts.dead_letter import Headers
-from streams.errors import DriftlineError, LogUnavailable, StateRefused
+from streams.errors import DriftlineError, LogGap, LogUnavailable, StateRefused
 from streams.log.admin import LogAdmin
 from streams.log.connection import ANSWER_S, CREDENTIAL_ERRORS, MISSING_TOPIC_ERRORS, Connection
-from streams.log.topics import Message, Partition, Topic
+from streams.log.topics import Extent, Message, Partition, Topic
 from streams.settings import KafkaSettings
 
 # What is read is handed on only if the topic's id was looked at within this time, afterwards: a topic deleted, made
 # anew and filled past the old position in less would be taken for the old one.
 _TOPIC_CHECK_S: Final = 1.0
 _FETCH_BYTES: Final = 64 * 1024
+# What lies in the log already comes in large pieces (a frame may have half a megabyte), of many partitions in smaller
+# ones: each brings one after the other, and who merges them has to keep what comes before the last.
+_EXTENT_FETCH_BYTES: Final = 4 * 1024 * 1024
+_LEAST_FETCH_BYTES: Final = 256 * 1024
 # What one fetch brought lies in librdkafka's queue: no need to wait for it.
 _DRAIN_S: Final = 0.001
+# librdkafka goes on trying by itself; a broker that starts again is back in less.
+_SILENCE_S: Final = 30.0
 
 # In the place of headers that the client cannot read.
 HEADERS_LEFT_OUT: Final = (("driftline-headers-left-out", b"the name of a header is not UTF-8"),)
@@ -242,6 +248,173 @@ class TailReader:
     def close(self) -> None:
         """Close the connections."""
         self._consumer.close()
+
+
+class ExtentsReader:
+    """Reads parts of partitions outside of any group, each from its start up to its end and no further.
+
+    Args:
+        extents: What to read.
+        has_gaps: Offsets may be missing in the midst of a log, as compaction and transactions leave them.
+        clock: Seconds.
+
+    Attributes:
+        unfinished: The partitions of which the last message was not handed out yet.
+    """
+
+    def __init__(
+        self,
+        settings: KafkaSettings,
+        extents: Mapping[Partition, Extent],
+        *,
+        has_gaps: bool = True,
+        clock: Callable[[], float] = monotonic,
+    ) -> None:
+        self._connection = Connection(settings)
+        # By topic and number: a `Partition` compares as that, and is slower to make.
+        self._next: dict[tuple[str, int], int] = {p: extent.start for p, extent in extents.items()}
+        self._ends: dict[tuple[str, int], int] = {p: extent.end for p, extent in extents.items()}
+        self.unfinished = {partition for partition, extent in extents.items() if extent.start < extent.end}
+        self._has_gaps = has_gaps
+        self._clock = clock
+        self._silent_s = 0.0
+        self._consumer = self._connection.client(
+            KafkaConsumer,
+            {
+                "group.id": "driftline-extents",
+                "enable.auto.commit": False,
+                # An offset that is gone is an error, not a reason to start elsewhere.
+                "auto.offset.reset": "error",
+                # The last offsets may hold no message: then only the end of the log says that they are past.
+                "enable.partition.eof": True,
+                "max.partition.fetch.bytes": max(_EXTENT_FETCH_BYTES // max(1, len(extents)), _LEAST_FETCH_BYTES),
+                "queued.min.messages": 20_000,
+                "queued.max.messages.kbytes": 32 * 1024,
+                # Once that is reached, librdkafka waits a second by default before it fetches again: half the speed.
+                "fetch.queue.backoff.ms": 10,
+            },
+        )
+        self._consumer.assign([TopicPartition(*partition, self._next[partition]) for partition in self.unfinished])
+
+    def read(self, count: int, wait_s: float) -> list[Message]:
+        """Up to ``count`` messages, each partition in order: waits ``wait_s`` for a first one, then takes what came.
+
+        Raises:
+            LogGap: The log has not, or no longer, an offset that is to be read.
+            LogUnavailable: Nothing came in half a minute of waiting here.
+            TopicMissing, AuthenticationFailed: Kafka says so.
+        """
+        if not self.unfinished:
+            return []
+        started = self._clock()
+        messages = self._consume(1, wait_s)
+        if messages:
+            messages += self._consume(count - 1, _DRAIN_S) if count > 1 else []
+            self._silent_s = 0.0
+        else:
+            self._silent_s += self._clock() - started
+            self._check_silence()
+        return messages
+
+    def pause(self, partition: Partition) -> None:
+        """Read no more of a partition for a while; what was fetched of it already is fetched again."""
+        self._consumer.pause([TopicPartition(*partition)])
+
+    def resume(self, partition: Partition) -> None:
+        """Go on with a partition after `pause`."""
+        if partition in self.unfinished:
+            self._consumer.resume([TopicPartition(*partition)])
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._consumer.close()
+
+    def _consume(self, count: int, wait_s: float) -> list[Message]:
+        messages = []
+        for raw in self._connection.ask("read", lambda: self._consumer.consume(count, wait_s)):
+            error = raw.error()
+            if error is None:
+                message = _message(raw)
+                if self._takes(message):
+                    messages.append(message)
+            else:
+                self._on_error(error, raw)
+        return messages
+
+    def _takes(self, message: Message) -> bool:
+        """Whether a message is one to hand out."""
+        topic, partition, offset = message[:3]
+        place = topic, partition
+        expected, end = self._next[place], self._ends[place]
+        if offset < expected or offset >= end:
+            if offset >= end:
+                self._finish(Partition(topic, partition))
+            return False
+        if offset != expected and not self._has_gaps:
+            raise _gap(Partition(topic, partition), expected, f"the message after the one before has offset {offset}")
+        self._next[place] = offset + 1
+        if offset + 1 == end:
+            self._finish(Partition(topic, partition))
+        return True
+
+    def _finish(self, partition: Partition) -> None:
+        self.unfinished.discard(partition)
+        self.pause(partition)
+
+    def _on_error(self, error: KafkaError, raw: KafkaMessage) -> None:
+        found: Any = raw  # the stubs of 2.16 say that any of its parts may be missing
+        code = error.code()
+        partition = Partition(found.topic() or "", found.partition() or 0)
+        if code == KafkaError._PARTITION_EOF:  # noqa: SLF001
+            if self._has_gaps and found.offset() >= self._ends[partition]:
+                self._finish(partition)
+        elif code == KafkaError._AUTO_OFFSET_RESET:  # noqa: SLF001
+            start, end = self._connection.ask(
+                f"give the ends of {partition.topic}",
+                lambda: self._consumer.get_watermark_offsets(TopicPartition(*partition), timeout=ANSWER_S),
+            )
+            raise _gap(partition, self._next[partition], f"its log now starts at {start} and ends at {end}")
+        elif error.retriable():
+            _logger.warning("kafka consumer: %s", error.str())
+        else:
+            # Anything else stands in the place of messages that would be missed without a word.
+            raise self._connection.translated(error, f"read {partition.topic or 'the log'}")
+
+    def _check_silence(self) -> None:
+        refusal = self._connection.newest_error
+        if refusal is not None and self._connection.is_refused:
+            raise self._connection.translated(refusal, "read")
+        if self._silent_s > _SILENCE_S and self.unfinished:
+            waiting = ", ".join(f"{p.topic} partition {p.number} at offset {self._next[p]}" for p in self.unfinished)
+            reason = "" if refusal is None else f" ({refusal.str()})"
+            raise LogUnavailable(
+                f"Kafka at {self._connection.servers} has sent nothing for {_SILENCE_S:g} s{reason}; still to come: "
+                f"{waiting}. Is it running, and does the log still reach that far?"
+            )
+
+
+class RangeReader(ExtentsReader):
+    """Reads one partition from ``start`` up to ``end``, of a log without gaps such as `interactions`.
+
+    A message that is missing is a `LogGap`.
+    """
+
+    def __init__(
+        self,
+        settings: KafkaSettings,
+        partition: Partition,
+        start: int,
+        end: int,
+        clock: Callable[[], float] = monotonic,
+    ) -> None:
+        super().__init__(settings, {partition: Extent(start, end)}, has_gaps=False, clock=clock)
+
+
+def _gap(partition: Partition, expected: int, found: str) -> LogGap:
+    return LogGap(
+        f"{partition.topic} partition {partition.number} has no message at offset {expected}: {found}. Retention deleted "
+        "it, or the topic was made anew; `driftline topics describe` shows the topic's retention"
+    )
 
 
 def _recreated(topic: str, old_id: str, new_id: str) -> StateRefused:

@@ -1,0 +1,74 @@
+"""What a backfill reads, whatever it reads it from: events in one fixed order, and an account of what was no event."""
+
+from collections import Counter
+from typing import Final
+
+from msgspec import Struct
+
+BATCH_RECORDS: Final = 10_000
+"""Records of a batch at most."""
+_EXAMPLES: Final = 5
+
+
+class SourceEvent(Struct, frozen=True, gc=False, array_like=True):
+    """One event, with what windows and the trigger of a recommendation need of it.
+
+    Attributes:
+        named: The app gave the event id, so a repeat of it can come.
+        topic, topic_id, partition, offset: Its place; of an event in a file the file's name, its path, 0 and the line.
+    """
+
+    user_id: str
+    item_id: str
+    type: str
+    time_ms: int
+    event_id: str
+    named: bool
+    topic: str
+    topic_id: str
+    partition: int
+    offset: int
+
+
+class Batch(Struct, frozen=True):
+    """Consecutive records of a source.
+
+    Attributes:
+        next: The ordinal of the record after the last one of these: to skip that many is to go on from here.
+        bad: Records among them that are no events.
+    """
+
+    next: int
+    events: list[SourceEvent]
+    bad: int
+
+
+class Count(Struct, frozen=True):
+    """How many records a source holds: exactly so, or as a sample suggests."""
+
+    records: int
+    is_exact: bool
+
+
+class BadRecords:
+    """What was no event and why, with the first few examples.
+
+    Attributes:
+        by_reason: How many by the reasons of `InvalidEvent`.
+        examples: "place: message" of the first of them.
+    """
+
+    def __init__(self) -> None:
+        self.by_reason: Counter[str] = Counter()
+        self.examples: list[str] = []
+
+    @property
+    def total(self) -> int:
+        """Of all reasons."""
+        return self.by_reason.total()
+
+    def add(self, reason: str, place: str, message: str) -> None:
+        """Take one down; ``place`` is "file, line 7", or topic, partition and offset."""
+        self.by_reason[reason] += 1
+        if len(self.examples) < _EXAMPLES:
+            self.examples.append(f"{place}: {message}")
