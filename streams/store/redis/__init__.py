@@ -1,12 +1,23 @@
 """The state store on Redis. The only room that imports the redis client.
 
-Keys of generation ``g1``, where ``{3}`` is the partition and, on a cluster, the hash tag:
+Keys, where ``g1`` is a generation, and ``{3}`` a partition and, on a cluster, the hash tag:
 
+    driftline:generation            which generation is live, and the model that it is served with; none: g1 (the setting)
+    driftline:generations           hash: what is known of each generation
+    driftline:g1:partitions         how many partitions users are spread over
     driftline:g1:{3}:watermark      hash: offset, topic_id, partitions, and mark:<topic>:<topic id>:<partition> …
     driftline:g1:{3}:user:<id>      hash: vector, recommendations, state, model, updated_at; expires
-    driftline:g1:partitions         how many partitions users are spread over
+
+and while a backfill fills the generation:
+
+    driftline:g1:plan               what is being read, as JSON
+    driftline:g1:{3}:claim          which worker fills the partition; expires
+    driftline:g1:{3}:progress       hash: position of the next event to read, events and bad events so far, done
+    driftline:g1:{3}:unencoded      set: users whose window is ahead of their vector
 """
 
+from streams.store.redis.filling import RedisFilling
+from streams.store.redis.generations import RedisGenerations
 from streams.store.redis.state import RedisStore, ServerFacts
 
-__all__ = ["RedisStore", "ServerFacts"]
+__all__ = ["RedisFilling", "RedisGenerations", "RedisStore", "ServerFacts"]

@@ -26,6 +26,11 @@ class Keys:
         return self.prefix + "partitions"
 
     @property
+    def plan(self) -> str:
+        """What a backfill reads."""
+        return self.prefix + "plan"
+
+    @property
     def nothing(self) -> str:
         """A key that does not exist, to try a right on."""
         return self.prefix + "nothing"
@@ -42,6 +47,18 @@ class Keys:
     def user(self, partition: int, user_id: str) -> str:
         """A user's row."""
         return f"{self.prefix}{{{partition}}}:user:{user_id}"
+
+    def claim(self, partition: int) -> str:
+        """Which worker fills a partition."""
+        return f"{self.prefix}{{{partition}}}:claim"
+
+    def progress(self, partition: int) -> str:
+        """How far a partition is filled."""
+        return f"{self.prefix}{{{partition}}}:progress"
+
+    def unencoded(self, partition: int) -> str:
+        """Users whose window is ahead of their vector."""
+        return f"{self.prefix}{{{partition}}}:unencoded"
 
     def partition_and_user(self, key: bytes) -> tuple[int, str]:
         """Whose row a key is."""

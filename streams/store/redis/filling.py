@@ -1,0 +1,269 @@
+"""What a backfill writes: windows first, vectors at the end, and how far it is."""
+
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any, Final
+
+import msgspec
+import redis
+
+from streams.contracts.frame import MAX_FRAME_USERS
+from streams.contracts.generation import Plan, Progress, decode_plan, encode_record
+from streams.errors import StateRefused
+from streams.interest.engine import UserRow
+from streams.settings import RedisSettings
+from streams.store.protocol import Watermark
+from streams.store.redis.connection import Connection, Script
+from streams.store.redis.keys import Keys, fields_of, watermark_of
+
+_ANOTHER_CLAIMS: Final = 0
+_MOVED: Final = -1
+
+
+class ClaimLost(StateRefused):
+    """Another worker took over a partition that this one was filling, as after a long silence of this one."""
+
+
+class WatermarkMoved(StateRefused):
+    """A live worker, or a person, moved the watermark of a partition that is being filled."""
+
+
+@dataclass(frozen=True, slots=True)
+class FilledWindow:
+    """A user's window, and what tells which event moved it last.
+
+    Attributes:
+        state: As in the row.
+        trigger: The trigger of the recommendation to come, as JSON; None: the row is encoded up to here.
+        vector, model: Of the row as it was encoded last; None where it never was.
+    """
+
+    state: bytes
+    trigger: bytes | None
+    vector: bytes | None = None
+    model: str | None = None
+
+
+class RedisFilling:
+    """One generation as a backfill worker writes it; every write carries the worker's token.
+
+    Args:
+        token: Tells this worker from every other.
+        lease_ms: How long a partition stays claimed after this worker was heard of last.
+    """
+
+    def __init__(self, settings: RedisSettings, generation: str, token: str, lease_ms: int) -> None:
+        self._connection = Connection(settings)
+        self._client = self._connection.client
+        self._ask = self._connection.ask
+        self._keys = Keys(settings.key_prefix, generation)
+        self._generation = generation
+        self._token = token
+        self._lease_ms = lease_ms
+        self._ttl_ms = settings.ttl_ms
+        self._claim, self._fill = Script.named("claim"), Script.named("fill")
+        self._finish, self._checkpoint = Script.named("finish"), Script.named("checkpoint")
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._connection.close()
+
+    def plan(self) -> Plan | None:
+        """What is read into the generation; None: nothing is."""
+        raw: Any = self._ask(lambda: self._client.get(self._keys.plan))
+        try:
+            return None if raw is None else decode_plan(raw)
+        except msgspec.DecodeError as error:
+            raise StateRefused(
+                f"key {self._keys.plan} in Redis at {self._connection.where} is not ours: {error}; upgrade, or drop "
+                f"the generation with `driftline generations drop {self._generation}`"
+            ) from error
+
+    def begin(self, plan: Plan, starts: Mapping[int, int]) -> bool:
+        """Record a plan and where each partition begins, unless there is a plan; whether it was recorded."""
+
+        def begin() -> bool:
+            # Progress first: a plan that is there is complete.
+            with self._client.pipeline() as pipe:
+                pipe.watch(self._keys.plan)  # type: ignore[no-untyped-call]  # redis 8.1
+                if pipe.exists(self._keys.plan):
+                    return False
+                pipe.multi()
+                for partition, start in starts.items():
+                    pipe.delete(self._keys.progress(partition))
+                    pipe.hset(self._keys.progress(partition), mapping=_progress_fields(Progress(start)))
+                pipe.set(self._keys.plan, encode_record(plan))
+                try:
+                    pipe.execute()
+                except redis.WatchError:
+                    return False  # somebody else has just begun
+                return True
+
+        return self._ask(begin)
+
+    def end(self, plan: Plan) -> None:
+        """Forget the plan once every partition is done, so that another can be made."""
+
+        def end() -> None:
+            with self._client.pipeline() as pipe:
+                pipe.watch(self._keys.plan)  # type: ignore[no-untyped-call]
+                found: Any = pipe.get(self._keys.plan)
+                if found == encode_record(plan):
+                    pipe.multi()
+                    pipe.delete(self._keys.plan)
+                    # Another worker that saw it done removes it too, and may be the faster.
+                    with suppress(redis.WatchError):
+                        pipe.execute()
+
+        self._ask(end)
+
+    def progress(self, partitions: Sequence[int]) -> dict[int, Progress]:
+        """How far each partition is; those of which nothing is recorded are left out."""
+
+        def read() -> list[dict[bytes, bytes]]:
+            with self._client.pipeline(transaction=False) as pipe:
+                for partition in partitions:
+                    pipe.hgetall(self._keys.progress(partition))
+                return pipe.execute()
+
+        found = zip(partitions, self._ask(read), strict=True)
+        return {partition: _progress(fields) for partition, fields in found if fields}
+
+    def claim(self, partitions: Sequence[int]) -> bool:
+        """Take or keep all of these partitions, or none of them."""
+        taken: list[int] = []
+        for partition in partitions:
+            (mine,) = self._connection.run(
+                self._claim, [([self._keys.claim(partition)], [self._token, self._lease_ms])]
+            )
+            if mine != 1:
+                self.release(taken)
+                return False
+            taken.append(partition)
+        return True
+
+    def release(self, partitions: Sequence[int]) -> None:
+        """Give partitions back."""
+        self._connection.run(self._claim, [([self._keys.claim(number)], [self._token, 0]) for number in partitions])
+
+    def is_claimed(self, partitions: Sequence[int]) -> bool:
+        """Whether somebody fills one of these partitions."""
+        return bool(self._ask(lambda: self._client.exists(*map(self._keys.claim, partitions))))
+
+    def read_windows(self, partition: int, users: Sequence[str]) -> list[FilledWindow | None]:
+        """The windows of users of one partition, in the order asked for."""
+
+        def read() -> list[Any]:
+            with self._client.pipeline(transaction=False) as pipe:
+                for user in users:
+                    pipe.hmget(self._keys.user(partition, user), "state", "trigger", "vector", "model")
+                return pipe.execute()
+
+        return [
+            None if state is None else FilledWindow(state, trigger, vector, None if model is None else model.decode())
+            for state, trigger, vector, model in (self._ask(read) if users else [])
+        ]
+
+    def write_windows(self, partition: int, expected: int | None, windows: Mapping[str, FilledWindow]) -> None:
+        """Write windows whose vectors are still to come.
+
+        Raises:
+            ClaimLost, WatermarkMoved: Somebody else works on this partition; what was written so far does no harm.
+        """
+        users = list(windows)
+        for first in range(0, len(users), MAX_FRAME_USERS):
+            some = users[first : first + MAX_FRAME_USERS]
+            arguments: list[Any] = []
+            for user in some:
+                arguments += (user, windows[user].state, windows[user].trigger or b"")
+            self._write(self._fill, partition, expected, some, arguments)
+
+    def write_rows(self, partition: int, expected: int | None, rows: Mapping[str, UserRow]) -> None:
+        """Write encoded rows; raises as `write_windows`."""
+        users = list(rows)
+        for first in range(0, len(users), MAX_FRAME_USERS):
+            some = users[first : first + MAX_FRAME_USERS]
+            arguments: list[Any] = []
+            for user in some:
+                row = rows[user]
+                arguments += (user, row.vector, row.recommendations, row.state, row.model, row.updated_at)
+            self._write(self._finish, partition, expected, some, arguments)
+
+    def unencoded(self, partition: int, count: int) -> list[str]:
+        """Up to ``count`` users whose vectors are still to come."""
+        found: Any = self._ask(lambda: self._client.srandmember(self._keys.unencoded(partition), count))
+        return [user.decode() for user in found]
+
+    def count_unencoded(self, partition: int) -> int:
+        """How many users' vectors are still to come."""
+        found: Any = self._ask(lambda: self._client.scard(self._keys.unencoded(partition)))
+        return int(found)
+
+    def leave_out(self, partition: int, users: Sequence[str]) -> None:
+        """Forget that users are still to be encoded: there is no row of theirs any more."""
+        self._ask(lambda: self._client.srem(self._keys.unencoded(partition), *users))
+
+    def checkpoint(
+        self, partition: int, expected: int | None, progress: Progress, watermark: Watermark | None = None
+    ) -> None:
+        """Record how far a partition is, and move its watermark if one is given; raises as `write_windows`."""
+        named = _pairs(_progress_fields(progress))
+        arguments = [_offset(expected), self._token, self._lease_ms, len(named), *named]
+        if watermark is not None:
+            arguments += _pairs(fields_of(watermark))
+        keys = [self._keys.watermark(partition), self._keys.claim(partition), self._keys.progress(partition)]
+        self._check(partition, self._connection.run(self._checkpoint, [(keys, arguments)])[0])
+
+    def read_watermark(self, partition: int) -> Watermark | None:
+        """How far the partition is applied."""
+        fields: Any = self._ask(lambda: self._client.hgetall(self._keys.watermark(partition)))
+        return watermark_of(fields) if fields else None
+
+    def _write(
+        self, script: Script, partition: int, expected: int | None, users: Sequence[str], arguments: list[Any]
+    ) -> None:
+        keys = [
+            self._keys.watermark(partition), self._keys.claim(partition), self._keys.unencoded(partition),
+            *(self._keys.user(partition, user) for user in users),
+        ]  # fmt: skip
+        arguments = [_offset(expected), self._token, self._ttl_ms, *arguments]
+        self._check(partition, self._connection.run(script, [(keys, arguments)])[0])
+
+    def _check(self, partition: int, answer: int) -> None:
+        where = f"partition {partition} of generation {self._generation}"
+        if answer == _ANOTHER_CLAIMS:
+            raise ClaimLost(
+                f"{where} is filled by another worker now: this one was silent for more than {self._lease_ms / 1000:g} s"
+            )
+        if answer == _MOVED:
+            raise WatermarkMoved(
+                f"the watermark of {where} moved while it was filled: the generation was activated, or its topic "
+                "adopted. `driftline generations list` shows which is live"
+            )
+
+
+def _offset(expected: int | None) -> int | str:
+    return "" if expected is None else expected
+
+
+def _pairs(fields: Mapping[Any, Any]) -> list[Any]:
+    return [part for pair in fields.items() for part in pair]
+
+
+def _progress_fields(progress: Progress) -> dict[Any, Any]:
+    return {
+        "next": progress.next,
+        "events": progress.events,
+        "repeats": progress.repeats,
+        "late": progress.late,
+        "bad": progress.bad,
+        "is_done": int(progress.is_done),
+    }
+
+
+def _progress(fields: Mapping[bytes, bytes]) -> Progress:
+    next_, events, repeats, late, bad, is_done = (
+        int(fields[name]) for name in (b"next", b"events", b"repeats", b"late", b"bad", b"is_done")
+    )
+    return Progress(next_, events, repeats, late, bad, bool(is_done))

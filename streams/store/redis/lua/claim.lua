@@ -1,0 +1,16 @@
+-- Take, keep or give back the right to fill a partition.
+--
+-- KEYS[1]   the claim
+-- ARGV[1]   the worker's token       ARGV[2]  ms that it lives from now; 0 gives it back
+--
+-- Returns 1 when the claim is the worker's (or was given back), 0 when it is another's.
+local holder = redis.call('GET', KEYS[1])
+if holder and holder ~= ARGV[1] then
+  return 0
+end
+if ARGV[2] == '0' then
+  redis.call('DEL', KEYS[1])
+else
+  redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
+end
+return 1
