@@ -29,7 +29,6 @@ from streams.contracts.frame import (
     InvalidFrame,
     Source,
     decode_frame,
-    event_ids,
     events_of,
 )
 from streams.errors import (
@@ -45,6 +44,7 @@ from streams.interest.window import Arrival, InvalidState
 from streams.log.topics import Extent, Partition, Topic
 from streams.observe.health import Health
 from streams.observe.metrics import EvolveMetrics
+from streams.services.arrivals import add_arrivals
 from streams.settings import Settings
 from streams.store.protocol import Reading, StateStore, Swap, Watermark
 
@@ -274,28 +274,7 @@ class Applier:
         if part.frames and len(part.arrivals.keys() | set(frame.user)) > MAX_FRAME_USERS:
             return False
         part.frames.append(received)
-        marks, arrivals = part.marks, part.arrivals
-        sources, ids = frame.sources, event_ids(frame)
-        columns = zip(
-            frame.source, frame.offset, frame.user, frame.time_ms, ids, frame.item, frame.type, frame.event_id,
-            frame.appended_ms, strict=True,
-        )  # fmt: skip
-        for index, (source_index, offset, user, time_ms, event_id, item, kind, given, appended_ms) in enumerate(
-            columns
-        ):
-            source = sources[source_index]
-            if offset <= marks.get(source, -1):
-                part.resent += 1
-                continue
-            marks[source] = offset
-            arrival = Arrival(
-                time_ms, event_id, item, kind, given is not None, source, offset, appended_ms, frame, index
-            )
-            of_user = arrivals.get(user)
-            if of_user is None:
-                arrivals[user] = [arrival]
-            else:
-                of_user.append(arrival)
+        part.resent += add_arrivals(frame, part.marks, part.arrivals)
         return True
 
     # The five steps

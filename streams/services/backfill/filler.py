@@ -1,0 +1,280 @@
+"""Filling one partition of a generation from its frames: windows only, and one encoding a user at the end.
+
+Windows are kept in memory and written now and then, when they take up their share of it: first the windows, each with
+the offset of the frame up to which it is advanced, then, in one step, the partition's progress and its watermark. After
+a crash some windows are ahead of the watermark; the frames between are read again, and what a window already holds is
+told by that offset.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from time import time
+from typing import Final, Protocol
+
+import msgspec
+import structlog
+from msgspec import Struct
+
+from models.spec import WindowRule
+from streams.contracts.frame import MAX_FRAME_USERS, InvalidFrame, Source, decode_frame
+from streams.contracts.generation import Progress
+from streams.contracts.recommendation import Trigger
+from streams.errors import DriftlineError, StateRefused
+from streams.interest.engine import UserRow, UserWindow, trigger_of
+from streams.interest.window import (
+    EMPTY_STATE,
+    Arrival,
+    InvalidState,
+    UserState,
+    advance_window,
+    decode_state,
+    encode_state,
+)
+from streams.log.topics import Message
+from streams.services.arrivals import add_arrivals
+from streams.store.protocol import Watermark
+from streams.store.redis.filling import FilledWindow
+
+_logger = structlog.get_logger("driftline.backfill")
+
+# What a window takes in memory besides its own bytes: the user's id, the dictionary's entry, the structs.
+_WINDOW_OVERHEAD: Final = 500
+
+
+class WindowEncoder(Protocol):
+    """What the filler needs of `streams.interest.engine.Engine`."""
+
+    @property
+    def model_version(self) -> str:
+        """The version of the model, as rows carry it."""
+
+    def encode(self, windows: Sequence[UserWindow], now_ms: int) -> list[UserRow]:
+        """One row a window."""
+
+    def verify(self) -> None:
+        """Raise `EncoderFailed` if the model does not work any more."""
+
+
+class FillingStore(Protocol):
+    """Where windows and rows go; `streams.store.redis.RedisFilling` is one."""
+
+    def read_windows(self, partition: int, users: Sequence[str]) -> list[FilledWindow | None]:
+        """The windows of users, in the order asked for."""
+
+    def write_windows(self, partition: int, expected: int | None, windows: Mapping[str, FilledWindow]) -> None:
+        """Write windows whose vectors are still to come."""
+
+    def write_rows(self, partition: int, expected: int | None, rows: Mapping[str, UserRow]) -> None:
+        """Write encoded rows."""
+
+    def unencoded(self, partition: int, count: int) -> list[str]:
+        """Up to ``count`` users whose vectors are still to come."""
+
+    def leave_out(self, partition: int, users: Sequence[str]) -> None:
+        """Forget that users are still to be encoded."""
+
+    def checkpoint(
+        self, partition: int, expected: int | None, progress: Progress, watermark: Watermark | None = None
+    ) -> None:
+        """Record how far a partition is, and move its watermark."""
+
+    def read_watermark(self, partition: int) -> Watermark | None:
+        """How far the partition is applied."""
+
+
+class _Moved(Struct, frozen=True):
+    """What moved a window last: the trigger of the list to come, and the offset of the frame it is advanced up to."""
+
+    trigger: Trigger
+    frame: int
+
+
+_moved_decoder = msgspec.json.Decoder(_Moved)
+
+
+class PartitionFiller:
+    """Advances the windows of one partition, frame by frame, and encodes them at the end.
+
+    Args:
+        topic_id: Of `interactions`.
+        partitions: That users are spread over.
+        memory: Event ids remembered a user.
+        progress: How far the partition was when this worker claimed it.
+        cache_bytes: Windows are written when they take up more.
+    """
+
+    def __init__(
+        self,
+        store: FillingStore,
+        engine: WindowEncoder,
+        partition: int,
+        *,
+        topic_id: str,
+        partitions: int,
+        rule: WindowRule,
+        memory: int,
+        progress: Progress,
+        cache_bytes: int,
+    ) -> None:
+        self._store = store
+        self._engine = engine
+        self._partition = partition
+        self._topic_id = topic_id
+        self._partitions = partitions
+        self._rule = rule
+        self._memory = memory
+        self._cache_bytes = cache_bytes
+        self.progress = progress
+        watermark = store.read_watermark(partition)
+        self._expected = None if watermark is None else watermark.offset
+        self._marks: dict[Source, int] = {} if watermark is None else dict(watermark.marks)
+        self._windows: dict[str, FilledWindow] = {}
+        self._bytes = 0
+
+    def add(self, messages: Sequence[Message]) -> None:
+        """Advance the windows by frames that follow those added before."""
+        arrivals: dict[str, list[Arrival]] = {}
+        offsets: dict[int, int] = {}
+        bad = 0
+        for message in messages:
+            try:
+                frame = decode_frame(message.value or b"")
+            except InvalidFrame:
+                bad += 1  # dead-lettered when it was live
+                continue
+            offsets[id(frame)] = message.offset
+            add_arrivals(frame, self._marks, arrivals)
+        last = messages[-1].offset
+        self._read([user for user in arrivals if user not in self._windows])
+        events = repeats = late = 0
+        for user, of_user in arrivals.items():
+            window = self._windows.get(user)
+            new = of_user
+            if window is not None and window.trigger is not None:
+                ahead = _moved_decoder.decode(window.trigger).frame
+                if ahead >= messages[0].offset:
+                    new = [arrival for arrival in of_user if offsets[id(arrival.frame)] > ahead]
+            advance = advance_window(self._state(user, window), new, self._rule, self._memory)
+            events, repeats, late = events + len(of_user), repeats + advance.repeats, late + advance.late
+            if advance.applied:
+                moved = msgspec.json.encode(_Moved(trigger_of(advance.applied[-1]), last))
+                self._keep(user, FilledWindow(encode_state(advance.state), moved, *_encoded(window)))
+        before = self.progress
+        self.progress = Progress(
+            last + 1, before.events + events, before.repeats + repeats, before.late + late, before.bad + bad
+        )
+        if self._bytes > self._cache_bytes:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write every window that moved, and then how far the partition is."""
+        moved = {user: window for user, window in self._windows.items() if window.trigger is not None}
+        self._store.write_windows(self._partition, self._expected, moved)
+        offset = self.progress.next - 1
+        watermark = Watermark(offset, self._topic_id, self._partitions, dict(self._marks)) if offset >= 0 else None
+        self._store.checkpoint(self._partition, self._expected, self.progress, watermark)
+        self._expected = self._expected if watermark is None else offset
+        self._windows, self._bytes = {}, 0
+
+    def finish(self) -> None:
+        """Encode every window that is ahead of its vector, and record that the partition is done."""
+        self.flush()
+        while users := self._store.unencoded(self._partition, MAX_FRAME_USERS):
+            found = dict(zip(users, self._store.read_windows(self._partition, users), strict=True))
+            gone = [user for user, window in found.items() if window is None or window.trigger is None]
+            if gone:
+                self._store.leave_out(self._partition, gone)  # expired meanwhile, or encoded by a live worker
+            windows = [self._to_encode(user, window) for user, window in found.items() if window and window.trigger]
+            rows = self._encode(windows)
+            self._store.write_rows(
+                self._partition,
+                self._expected,
+                {window.user_id: row for window, row in zip(windows, rows, strict=True)},
+            )
+        self.progress = msgspec.structs.replace(self.progress, is_done=True)
+        self._store.checkpoint(self._partition, self._expected, self.progress)
+
+    def _read(self, users: Sequence[str]) -> None:
+        for user, window in zip(users, self._store.read_windows(self._partition, users), strict=True):
+            if window is not None:
+                self._keep(user, window)
+
+    def _keep(self, user: str, window: FilledWindow) -> None:
+        before = self._windows.get(user)
+        self._bytes += len(window.state) - (-_WINDOW_OVERHEAD if before is None else len(before.state))
+        self._windows[user] = window
+
+    def _state(self, user: str, window: FilledWindow | None) -> UserState:
+        if window is None:
+            return EMPTY_STATE
+        try:
+            return decode_state(window.state)
+        except InvalidState as error:
+            raise StateRefused(
+                f"the row of user {user!r} in the generation that is filled can't be read: {error}. It was not written "
+                "by this version; drop the generation (`driftline generations drop`) and fill it anew"
+            ) from error
+
+    def _to_encode(self, user: str, window: FilledWindow) -> UserWindow:
+        trigger = _moved_decoder.decode(window.trigger or b"").trigger
+        # Between vectors of two models there is no distance.
+        previous = window.vector if window.model == self._engine.model_version else None
+        return UserWindow(user, self._state(user, window), trigger, previous)
+
+    def _encode(self, windows: Sequence[UserWindow]) -> list[UserRow]:
+        """Rows of windows; of one that breaks the model the events are tried one by one, as when they were live."""
+        if not windows:
+            return []
+        try:
+            return self._engine.encode(windows, _now_ms())
+        except DriftlineError:
+            raise
+        # A poisonous event may break any library below.
+        except Exception as error:  # noqa: BLE001
+            self._engine.verify()  # a model that fails on everything is no fault of the events: ends the process
+            if len(windows) == 1:
+                return [self._without_poison(windows[0], error)]
+        middle = len(windows) // 2
+        return [*self._encode(windows[:middle]), *self._encode(windows[middle:])]
+
+    def _without_poison(self, window: UserWindow, error: Exception) -> UserRow:
+        row = self._engine.encode([replace(window, state=EMPTY_STATE)], _now_ms())[0]
+        kept: list[int] = []
+        for place in range(len(window.state)):
+            attempt = _part(window, [*kept, place])
+            try:
+                row = self._engine.encode([attempt], _now_ms())[0]
+            except DriftlineError:
+                raise
+            except Exception as cause:  # noqa: BLE001 - as above
+                self._engine.verify()
+                event_id = window.state.ids[place]
+                _logger.error("event left out", user=window.user_id, event_id=event_id, error=repr(cause))
+            else:
+                kept.append(place)
+        if len(kept) == len(window.state):
+            _logger.warning("a failure did not repeat", user=window.user_id, error=repr(error))
+        return row
+
+
+def _part(window: UserWindow, places: Sequence[int]) -> UserWindow:
+    state = window.state
+    kept = UserState(
+        state.version,
+        [state.items[place] for place in places],
+        [state.types[place] for place in places],
+        [state.times[place] for place in places],
+        [state.ids[place] for place in places],
+        state.truncated,
+        state.recent,
+    )
+    return replace(window, state=kept)
+
+
+def _encoded(window: FilledWindow | None) -> tuple[bytes | None, str | None]:
+    """The vector of a row and its model, as they were encoded last."""
+    return (None, None) if window is None else (window.vector, window.model)
+
+
+def _now_ms() -> int:
+    return round(time() * 1000)

@@ -1,0 +1,247 @@
+"""Filling a partition gives what live workers gave, wherever it is cut, and wherever it dies."""
+
+import random
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pytest
+
+from export.pooling import write_pooling_bundle
+from models.bundle import Bundle, read_bundle
+from models.spec import WindowRule
+from streams.contracts.generation import Progress
+from streams.contracts.recommendation import decode_recommendation
+from streams.interest.encode import Encoder
+from streams.interest.engine import Engine, UserRow
+from streams.log.topics import Message
+from streams.services.backfill.filler import PartitionFiller
+from streams.store.memory import MemoryStore
+from streams.store.protocol import Watermark
+from streams.store.redis.filling import FilledWindow
+from tests.streams.services.workbench import (
+    CLICKS,
+    MEMORY,
+    NOW_MS,
+    VIEWS,
+    InteractionsLog,
+    PoisonedEncoder,
+    RawEvent,
+    RecordingOutbox,
+    Worker,
+    engine_of,
+    windows_of,
+)
+
+ITEMS = [f"item-{number}" for number in range(12)]
+RULE = WindowRule(max=6, keep=4)
+NO_CRASH = 10**9
+
+
+class Crash(BaseException):
+    """The process is gone."""
+
+
+class MemoryFilling:
+    """A store of one partition on dictionaries, whose process dies at a write: before it, or after a part of it."""
+
+    def __init__(self) -> None:
+        self.windows: dict[str, FilledWindow] = {}
+        self.rows: dict[str, UserRow] = {}
+        self.waiting: set[str] = set()
+        self.progress = Progress(0)
+        self.watermark: Watermark | None = None
+        self.writes_to_crash = NO_CRASH
+
+    def read_windows(self, partition: int, users: Sequence[str]) -> list[FilledWindow | None]:
+        return [self.windows.get(user) for user in users]
+
+    def write_windows(self, partition: int, expected: int | None, windows: Mapping[str, FilledWindow]) -> None:
+        self._check(expected)
+        for user, window in windows.items():
+            self._write()
+            self.windows[user] = window
+            self.waiting.add(user)
+
+    def write_rows(self, partition: int, expected: int | None, rows: Mapping[str, UserRow]) -> None:
+        self._check(expected)
+        for user, row in rows.items():
+            self._write()
+            self.rows[user] = row
+            self.windows[user] = FilledWindow(row.state, None, row.vector, row.model)
+            self.waiting.discard(user)
+
+    def unencoded(self, partition: int, count: int) -> list[str]:
+        return sorted(self.waiting)[:count]
+
+    def leave_out(self, partition: int, users: Sequence[str]) -> None:
+        self.waiting -= set(users)
+
+    def checkpoint(
+        self, partition: int, expected: int | None, progress: Progress, watermark: Watermark | None = None
+    ) -> None:
+        self._check(expected)
+        self._write()
+        self.progress = progress
+        self.watermark = watermark or self.watermark
+
+    def read_watermark(self, partition: int) -> Watermark | None:
+        return self.watermark
+
+    def _check(self, expected: int | None) -> None:
+        assert expected == (None if self.watermark is None else self.watermark.offset)
+
+    def _write(self) -> None:
+        self.writes_to_crash -= 1
+        if self.writes_to_crash < 0:
+            raise Crash
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    path = tmp_path_factory.mktemp("model") / "bundle"
+    write_pooling_bundle(path, ITEMS, dim=8, window=RULE)
+    return read_bundle(path)
+
+
+def busy_log(seed: int) -> InteractionsLog:
+    """Frames of nine users with repeats, late events, events that ingest sent again, and a frame that is none."""
+    rng = random.Random(seed)
+    log = InteractionsLog()
+    offsets = {CLICKS: 0, VIEWS: 0}
+    sent: list[RawEvent] = []
+    for _ in range(rng.randint(5, 25)):
+        events: list[RawEvent] = []
+        for _ in range(rng.randint(1, 8)):
+            source = rng.choice((CLICKS, VIEWS))
+            offsets[source] += 1
+            time_ms = NOW_MS + len(sent) * 1000 - rng.choice((0, 0, 0, 5_000, 60_000))
+            event_id = rng.choice((None, f"id-{rng.randrange(30)}"))
+            user = f"user-{min(rng.randrange(9), rng.randrange(9))}"
+            event = RawEvent(user, rng.choice(ITEMS), offsets[source], time_ms, event_id, source)
+            events.append(event)
+            sent.append(event)
+        if rng.random() < 0.2:
+            events += sent[-rng.randint(1, 6) :]  # ingest died between send and commit
+        log.append_events(*events)
+        if rng.random() < 0.1:
+            log.append(0, b"no frame")
+    return log
+
+
+def live(log: InteractionsLog, engine: Engine) -> tuple[MemoryStore, Worker]:
+    store = MemoryStore()
+    worker = Worker(log, store, engine, RecordingOutbox())
+    worker.assign()
+    worker.drain()
+    return store, worker
+
+
+def filler_of(store: MemoryFilling, engine: Engine, cache_bytes: int) -> PartitionFiller:
+    return PartitionFiller(
+        store,
+        engine,
+        0,
+        topic_id="id-of-interactions",
+        partitions=1,
+        rule=RULE,
+        memory=MEMORY,
+        progress=store.progress,
+        cache_bytes=cache_bytes,
+    )
+
+
+def fill(log: InteractionsLog, store: MemoryFilling, engine: Engine, cache_bytes: int, frames: int) -> None:
+    """From where the store's progress is to the end, some frames at a time."""
+    filler = filler_of(store, engine, cache_bytes)
+    messages = [
+        Message("interactions", 0, received.offset, NOW_MS, None, received.raw, ())
+        for received in log.read(0, store.progress.next)
+    ]
+    for first in range(0, len(messages), frames):
+        filler.add(messages[first : first + frames])
+    filler.finish()
+
+
+def check_equal(store: MemoryFilling, expected: MemoryStore) -> None:
+    records = {record.user_id: record.row for record in expected.scan_users()}
+    assert records.keys() == store.rows.keys()
+    for user, row in records.items():
+        found = store.rows[user]
+        assert found.state == row.state, user
+        vectors = [np.frombuffer(each.vector, "<f4") for each in (found, row)]
+        np.testing.assert_allclose(vectors[0], vectors[1], atol=1e-5)
+        lists = [decode_recommendation(each.recommendations) for each in (found, row)]
+        named = [[(item.item_id, item.because) for item in each.items] for each in lists]
+        assert named[0] == named[1], user
+        scores = [[item.score or 0.0 for item in each.items] for each in lists]
+        # In which batch a window is encoded moves the last digit.
+        assert scores[0] == pytest.approx(scores[1], abs=1e-5)
+        assert lists[0].trigger == lists[1].trigger, user
+        assert lists[0].recommendation_id == lists[1].recommendation_id, user  # the same generation here
+    assert store.watermark == expected.read_watermarks([0])[0]
+    assert not store.waiting
+    assert store.progress.is_done
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_filling_gives_what_live_workers_gave(bundle: Bundle, seed: int) -> None:
+    log, engine, rng = busy_log(seed), engine_of(bundle), random.Random(seed)
+    expected, worker = live(log, engine)
+    store = MemoryFilling()
+    fill(log, store, engine, cache_bytes=rng.choice((0, 2_000, 10**9)), frames=rng.randint(1, 10))
+    check_equal(store, expected)
+    counted = worker.events()
+    progress = store.progress
+    assert progress.repeats == counted.get("repeat", 0)
+    assert progress.late == counted.get("late", 0)
+    assert progress.events == sum(counted.get(outcome, 0) for outcome in ("applied", "repeat", "late"))
+    assert progress.bad == worker.dead_letters().get("invalid_frame", 0)
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_a_filler_that_dies_again_and_again_comes_to_the_same(bundle: Bundle, seed: int) -> None:
+    log, engine, rng = busy_log(seed), engine_of(bundle), random.Random(seed)
+    expected, _ = live(log, engine)
+    store = MemoryFilling()
+    deaths = 0
+    while not store.progress.is_done:
+        # Sooner or later it gets to the end.
+        store.writes_to_crash = rng.randint(0, 8 + deaths)
+        try:
+            fill(log, store, engine, cache_bytes=rng.choice((0, 0, 3_000)), frames=rng.randint(1, 5))
+        except Crash:
+            deaths += 1
+    assert deaths
+    check_equal(store, expected)
+
+
+def test_a_filled_partition_is_filled_on_when_the_log_has_grown(bundle: Bundle) -> None:
+    log, engine = busy_log(3), engine_of(bundle)
+    store = MemoryFilling()
+    fill(log, store, engine, cache_bytes=10**9, frames=4)
+    log.append_events(RawEvent("user-0", "item-3", 900, NOW_MS + 10**8), RawEvent("new", "item-4", 901, NOW_MS + 10**8))
+    store.progress = Progress(store.progress.next)
+    fill(log, store, engine, cache_bytes=10**9, frames=4)
+    check_equal(store, live(log, engine)[0])
+    # The distance is to the vector before, as it would be live.
+    assert decode_recommendation(store.rows["user-0"].recommendations).vector.drift is not None
+    assert decode_recommendation(store.rows["new"].recommendations).vector.drift is None
+
+
+def test_an_event_that_breaks_the_model_is_left_out_and_the_others_count(bundle: Bundle) -> None:
+    encoder = PoisonedEncoder(Encoder(bundle, "cpu"), {ITEMS.index("item-7") + 1}, lambda: ValueError("no"))
+    engine = engine_of(bundle, encoder)
+    log = InteractionsLog()
+    log.append_events(
+        RawEvent("ana", "item-1", 1, NOW_MS),
+        RawEvent("ana", "item-7", 2, NOW_MS + 1),
+        RawEvent("ana", "item-2", 3, NOW_MS + 2),
+        RawEvent("bea", "item-3", 4, NOW_MS + 3),
+    )
+    store = MemoryFilling()
+    fill(log, store, engine, cache_bytes=10**9, frames=1)
+    expected = live(log, engine)[0]
+    assert {user: row.state for user, row in store.rows.items()} == {
+        record.user_id: record.row.state for record in expected.scan_users()
+    }
+    assert [item for _, _, item, _ in windows_of(expected)["ana"]] == ["item-1", "item-2"]
