@@ -2,13 +2,14 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from streams.cli.options import BootstrapServers, ConfigFile, Output, OutputFormat, operator_settings
 from streams.cli.results import Counting, print_json, result_console, table, time_of, visible
+from streams.contracts.event import milliseconds_of
 from streams.errors import DeliveryFailed, UsageError
 
 if TYPE_CHECKING:
@@ -163,8 +164,9 @@ def replay(
     ingest run meanwhile: Kafka deletes messages by their timestamp, and these are old.
 
     As JSON: `executed`, `matching` (letters that the filters let through), `to_send` (topic to how many), `sent`,
-    `refused` (letter to why Kafka did not accept it; the command then ends with exit code 13), `left_out` (reason to how many: `sent_back_before`, `too_often`, `copies` of one message, `frames`, `not_a_source`,
-    `no_such_topic`) and `not_reached` (beyond `--limit`).
+    `refused` (letter to why Kafka did not accept it; the command then ends with exit code 13), `left_out` (reason to how
+    many: `sent_back_before`, `too_often`, `copies` of one message, `frames`, `not_a_source`, `no_such_topic`) and
+    `not_reached` (beyond `--limit`).
     """
     wanted = _filter(reason, topic, from_datetime, to_datetime)
     settings = operator_settings(config, level="warning", kafka__bootstrap_servers=bootstrap_servers)
@@ -258,7 +260,7 @@ def _milliseconds(option: str, written: str | None) -> int | None:
         raise UsageError(
             f"{option} {written}: should be ISO 8601 with an offset, such as 2026-11-28T12:00:00+01:00 or …Z"
         )
-    return (time - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(milliseconds=1)
+    return milliseconds_of(time)
 
 
 def _parsed_place(written: str) -> tuple[int, int]:

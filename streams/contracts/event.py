@@ -108,6 +108,11 @@ def decode_event(raw: bytes | None, max_bytes: int) -> Event:
     return event
 
 
+def milliseconds_of(time: datetime) -> int:
+    """Milliseconds since 1970, what is smaller cut off, of a time with an offset."""
+    return (time - _EPOCH) // timedelta(milliseconds=1)
+
+
 def event_time_ms(event: Event, kafka_timestamp_ms: int, now_ms: int) -> int:
     """When the event happened, milliseconds since 1970.
 
@@ -124,7 +129,7 @@ def event_time_ms(event: Event, kafka_timestamp_ms: int, now_ms: int) -> int:
     """
     time = kafka_timestamp_ms if event.event_time is None else event.event_time
     name = "Kafka's timestamp" if event.event_time is None else "event_time"
-    milliseconds = time if isinstance(time, int) else (time - _EPOCH) // timedelta(milliseconds=1)
+    milliseconds = time if isinstance(time, int) else milliseconds_of(time)
     if milliseconds < EARLIEST_MS:
         hint = "; are these seconds? milliseconds are expected" if 0 < milliseconds * 1000 >= EARLIEST_MS else ""
         raise InvalidEvent("absurd_time", f"{name} {_shown(time)} is before 1990{hint}")

@@ -7,16 +7,17 @@ topics while ingest was stopped is found under the time at which it went on.
 
 import re
 from collections.abc import Mapping
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import Final
 
 from msgspec import Struct
 
+from streams.contracts.event import milliseconds_of
 from streams.errors import UsageError
 from streams.log.admin import LogAdmin
 from streams.log.topics import Extent, Partition, Topic
+from streams.services.topics import partitions_of
 
-_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 # Years and months are no lengths of time, so there are none of them, as with kafka-consumer-groups.
 _DURATION: Final = re.compile(
     r"P(?:(\d+)W)?(?:(\d+)D)?(?:T(?=\d)(?:(\d+)H)?(?:(\d+)M)?(?:(\d+)(?:\.(\d{1,9}))?S)?)?", re.ASCII | re.IGNORECASE
@@ -82,7 +83,7 @@ def parse_datetime(option: str, text: str) -> int:
             f"{option} {text!r} is not a time: {error}. Write it as in 2026-11-28T04:00:00.000 (UTC) or "
             "2026-11-28T05:00:00+01:00"
         ) from error
-    milliseconds = ((found if found.tzinfo else found.replace(tzinfo=UTC)) - _EPOCH) // timedelta(milliseconds=1)
+    milliseconds = milliseconds_of(found if found.tzinfo else found.replace(tzinfo=UTC))
     if milliseconds < 0:
         raise UsageError(f"{option} {text!r} is before 1970, and Kafka's times start there. Leave it out to read all")
     return milliseconds
@@ -133,7 +134,7 @@ def resolve(admin: LogAdmin, topic: Topic, wanted: Range) -> dict[Partition, Ext
         UsageError: An offset to start at is not in its partition's log, or there is no such partition.
         LogUnavailable, AuthenticationFailed, TopicMissing: Kafka says so.
     """
-    partitions = [Partition(topic.name, number) for number in range(topic.partitions)]
+    partitions = partitions_of(topic)
     extents = admin.extents(partitions)
     starts: dict[Partition, int] = {partition: extent.start for partition, extent in extents.items()}
     # A time after the last message is the end of the log, as it was when asked: what came since is left out.
