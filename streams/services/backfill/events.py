@@ -5,6 +5,8 @@ from typing import Final
 
 from msgspec import Struct
 
+from streams.contracts.event import Event, derived_event_id
+
 BATCH_RECORDS: Final = 10_000
 """Records of a batch at most."""
 _EXAMPLES: Final = 5
@@ -28,6 +30,25 @@ class SourceEvent(Struct, frozen=True, gc=False, array_like=True):
     topic_id: str
     partition: int
     offset: int
+
+
+def source_event(
+    event: Event, default_type: str, time_ms: int, topic: str, topic_id: str, partition: int, offset: int
+) -> SourceEvent:
+    """What a source gives for an event that it read at a place; what the event leaves out is filled in."""
+    event_id = event.event_id
+    return SourceEvent(
+        event.user_id,
+        event.item_id,
+        event.type or default_type,
+        time_ms,
+        derived_event_id(topic, partition, offset) if event_id is None else event_id,
+        event_id is not None,
+        topic,
+        topic_id,
+        partition,
+        offset,
+    )
 
 
 class Batch(Struct, frozen=True):

@@ -21,11 +21,10 @@ from streams.contracts.event import (
     Event,
     InvalidEvent,
     decode_event,
-    derived_event_id,
     event_time_ms,
 )
 from streams.errors import DataError, MissingExtra, UsageError
-from streams.services.backfill.events import BATCH_RECORDS, BadRecords, Batch, Count, SourceEvent
+from streams.services.backfill.events import BATCH_RECORDS, BadRecords, Batch, Count, SourceEvent, source_event
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -166,19 +165,7 @@ class FileSource:
             except InvalidEvent as error:
                 self.bad.add(error.reason, f"{path}, {part.kind} {number}", str(error))
                 continue
-            event_id = event.event_id
-            yield SourceEvent(
-                event.user_id,
-                event.item_id,
-                event.type or default_type,
-                time_ms,
-                derived_event_id(topic, 0, number) if event_id is None else event_id,
-                event_id is not None,
-                topic,
-                topic_id,
-                0,
-                number,
-            )
+            yield source_event(event, default_type, time_ms, topic, topic_id, 0, number)
 
 
 def _time_ms(event: Event, now_ms: int) -> int:

@@ -8,11 +8,11 @@ from itertools import islice
 from time import time
 from typing import Final, Protocol
 
-from streams.contracts.event import InvalidEvent, decode_event, derived_event_id, event_time_ms
+from streams.contracts.event import InvalidEvent, decode_event, event_time_ms
 from streams.errors import UsageError
 from streams.log.readers import ExtentsReader
 from streams.log.topics import Extent, Message, Partition, Topic
-from streams.services.backfill.events import BATCH_RECORDS, BadRecords, Batch, Count, SourceEvent
+from streams.services.backfill.events import BATCH_RECORDS, BadRecords, Batch, Count, SourceEvent, source_event
 from streams.settings import Settings
 
 _READ_MESSAGES: Final = 5000
@@ -103,19 +103,7 @@ class RawSource:
             except InvalidEvent as error:
                 self.bad.add(error.reason, f"{topic} partition {partition} offset {offset}", str(error))
                 continue
-            event_id = event.event_id
-            yield SourceEvent(
-                event.user_id,
-                event.item_id,
-                event.type or types[topic],
-                time_ms,
-                derived_event_id(topic, partition, offset) if event_id is None else event_id,
-                event_id is not None,
-                topic,
-                ids[topic],
-                partition,
-                offset,
-            )
+            yield source_event(event, types[topic], time_ms, topic, ids[topic], partition, offset)
 
 
 def merged(
