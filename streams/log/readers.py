@@ -270,6 +270,7 @@ class ExtentsReader:
         has_gaps: bool = True,
         clock: Callable[[], float] = monotonic,
     ) -> None:
+        self._settings = settings
         self._connection = Connection(settings)
         # By topic and number: a `Partition` compares as that, and is slower to make.
         self._next: dict[tuple[str, int], int] = {p: extent.start for p, extent in extents.items()}
@@ -369,11 +370,11 @@ class ExtentsReader:
             if self._has_gaps and found.offset() >= self._ends[partition]:
                 self._finish(partition)
         elif code == KafkaError._AUTO_OFFSET_RESET:  # noqa: SLF001
-            start, end = self._connection.ask(
-                f"give the ends of {partition.topic}",
-                lambda: self._consumer.get_watermark_offsets(TopicPartition(*partition), timeout=ANSWER_S),
+            with LogAdmin(self._settings) as admin:
+                extent = admin.extents([partition])[partition]
+            raise _gap(
+                partition, self._next[partition], f"its log now starts at {extent.start} and ends at {extent.end}"
             )
-            raise _gap(partition, self._next[partition], f"its log now starts at {start} and ends at {end}")
         elif error.retriable():
             _logger.warning("kafka consumer: %s", error.str())
         else:
