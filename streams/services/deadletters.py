@@ -367,11 +367,12 @@ def plan_replay(
         (letter for letter in found.letters() if wanted.lets_through(letter)),
         key=lambda one: (one.written_at, one.partition, one.offset),
     )
+    readable = set(sources)
     left_out: Counter[LeftOut] = Counter()
     good: list[Letter] = []
     origins: set[bytes] = set()
     for letter in matching:
-        reason = _refusal(letter, set(sources), existing, max_replays)
+        reason = _refusal(letter, readable, existing, max_replays)
         if reason is None and found.origin(letter) in origins:
             reason = "copies"
         if reason is None:
