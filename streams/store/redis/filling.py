@@ -252,18 +252,9 @@ def _pairs(fields: Mapping[Any, Any]) -> list[Any]:
 
 
 def _progress_fields(progress: Progress) -> dict[Any, Any]:
-    return {
-        "next": progress.next,
-        "events": progress.events,
-        "repeats": progress.repeats,
-        "late": progress.late,
-        "bad": progress.bad,
-        "is_done": int(progress.is_done),
-    }
+    return {name: int(value) for name, value in msgspec.structs.asdict(progress).items()}
 
 
 def _progress(fields: Mapping[bytes, bytes]) -> Progress:
-    next_, events, repeats, late, bad, is_done = (
-        int(fields[name]) for name in (b"next", b"events", b"repeats", b"late", b"bad", b"is_done")
-    )
-    return Progress(next_, events, repeats, late, bad, bool(is_done))
+    # Not strict: Redis knows no numbers.
+    return msgspec.convert({name.decode(): value.decode() for name, value in fields.items()}, Progress, strict=False)
