@@ -129,6 +129,8 @@ class PartitionFiller:
         self._expected = None if watermark is None else watermark.offset
         self._marks: dict[Source, int] = {} if watermark is None else dict(watermark.marks)
         self._windows: dict[str, FilledWindow] = {}
+        # Of windows that a crash left ahead of the watermark: the frame up to which they are advanced.
+        self._ahead: dict[str, int] = {}
         self._bytes = 0
 
     def add(self, messages: Sequence[Message]) -> None:
@@ -145,15 +147,12 @@ class PartitionFiller:
             offsets[id(frame)] = message.offset
             add_arrivals(frame, self._marks, arrivals)
         last = messages[-1].offset
-        self._read([user for user in arrivals if user not in self._windows])
+        self._read([user for user in arrivals if user not in self._windows], messages[0].offset)
         events = repeats = late = 0
         for user, of_user in arrivals.items():
             window = self._windows.get(user)
-            new = of_user
-            if window is not None and window.trigger is not None:
-                ahead = _moved_decoder.decode(window.trigger).frame
-                if ahead >= messages[0].offset:
-                    new = [arrival for arrival in of_user if offsets[id(arrival.frame)] > ahead]
+            ahead = self._ahead.get(user)
+            new = of_user if ahead is None else [one for one in of_user if offsets[id(one.frame)] > ahead]
             advance = advance_window(self._state(user, window), new, self._rule, self._memory)
             events, repeats, late = events + len(of_user), repeats + advance.repeats, late + advance.late
             if advance.applied:
@@ -174,7 +173,7 @@ class PartitionFiller:
         watermark = Watermark(offset, self._topic_id, self._partitions, dict(self._marks)) if offset >= 0 else None
         self._store.checkpoint(self._partition, self._expected, self.progress, watermark)
         self._expected = self._expected if watermark is None else offset
-        self._windows, self._bytes = {}, 0
+        self._windows, self._ahead, self._bytes = {}, {}, 0
 
     def finish(self) -> None:
         """Encode every window that is ahead of its vector, and record that the partition is done."""
@@ -194,10 +193,13 @@ class PartitionFiller:
         self.progress = msgspec.structs.replace(self.progress, is_done=True)
         self._store.checkpoint(self._partition, self._expected, self.progress)
 
-    def _read(self, users: Sequence[str]) -> None:
+    def _read(self, users: Sequence[str], next_offset: int) -> None:
         for user, window in zip(users, self._store.read_windows(self._partition, users), strict=True):
-            if window is not None:
-                self._keep(user, window)
+            if window is None:
+                continue
+            self._keep(user, window)
+            if window.trigger is not None and (frame := _moved_decoder.decode(window.trigger).frame) >= next_offset:
+                self._ahead[user] = frame
 
     def _keep(self, user: str, window: FilledWindow) -> None:
         before = self._windows.get(user)
