@@ -276,7 +276,7 @@ class RedisSettings(_Section):
     generation: str = Field(
         default="g1",
         pattern=r"^[A-Za-z0-9_-]{1,32}$",
-        description="The namespace of all rows; another name begins anew beside the old rows. Letters, digits, - and _.",
+        description="The namespace of all rows until another is activated. Letters, digits, - and _.",
     )
     timeout_s: float = Field(default=5.0, gt=0, le=60, description="Seconds to wait for a connection or an answer.")
 
@@ -425,6 +425,10 @@ class ModelSettings(_Section):
 
     bundle: Path | None = Field(
         default=None, description="Folder of the model bundle; without it the demo model that comes with Driftline."
+    )
+    registry: Path | None = Field(
+        default=None,
+        description="Folder of the published versions; every worker must see it, as on a shared disk.",
     )
     provider: Literal["auto", "cuda", "cpu"] = Field(
         default="auto", description="What the model runs on; auto takes CUDA where it works."

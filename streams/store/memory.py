@@ -11,7 +11,8 @@ from streams.store.protocol import Reading, StoredRow, Swap, SwapResult, UserRec
 class MemoryStore:
     """`StateStore` on dictionaries. Rows do not expire."""
 
-    def __init__(self) -> None:
+    def __init__(self, generation: str = "g1") -> None:
+        self.generation = generation
         self._partitions: int | None = None
         self._watermarks: dict[int, Watermark] = {}
         self._rows: dict[str, UserRow] = {}

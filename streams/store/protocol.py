@@ -85,7 +85,12 @@ class StateStore(Protocol):
 
     Every method raises `StoreUnavailable` when the store can't be reached or fails in passing, and
     `AuthenticationFailed` when it refuses the credentials.
+
+    Attributes:
+        generation: Its name.
     """
+
+    generation: str
 
     def partitions(self) -> int | None:
         """The number of partitions that users are spread over; None while the store is empty."""

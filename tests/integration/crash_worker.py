@@ -11,11 +11,12 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from prometheus_client import CollectorRegistry
 
 from streams.contracts.dead_letter import Headers
+from streams.contracts.generation import Serving
 from streams.interest.engine import StageSeconds, UserEvents, UserUpdate
 from streams.log.producer import Producer
 from streams.observe.health import Health
@@ -25,10 +26,10 @@ from streams.observe.metrics import EvolveMetrics, IngestMetrics
 from streams.services.applier import EngineLike, Outbox, Received
 from streams.services.evolve import Evolve
 from streams.services.ingest import Ingest
-from streams.services.parts import Parts, open_engine
+from streams.services.parts import Parts, Served, open_served
 from streams.settings import Settings, load_settings
 from streams.store.protocol import Swap, SwapResult
-from streams.store.redis import RedisStore
+from streams.store.redis import RedisGenerations, RedisStore
 
 AFTER_ENCODE = "after-encode"
 AFTER_PRODUCE = "after-produce"
@@ -70,6 +71,10 @@ class FusedEngine:
     def __init__(self, inner: EngineLike, fuse: Fuse) -> None:
         self._inner = inner
         self._fuse = fuse
+
+    @property
+    def model_name(self) -> str:
+        return self._inner.model_name
 
     @property
     def model_version(self) -> str:
@@ -138,9 +143,14 @@ class FusedIngest(Ingest):
 
 def run_evolve(settings: Settings, fuse: Fuse, health: Health, registry: CollectorRegistry) -> None:
     """As `driftline evolve`."""
-    engine, _ = open_engine(settings)
-    outbox = FusedOutbox(Producer(settings.kafka), fuse)
-    parts = Parts(FusedStore(settings.redis), FusedEngine(engine, fuse), outbox)
+    generations = RedisGenerations(settings.redis)
+
+    def open_fused(serving: Serving) -> Served:
+        served = open_served(settings, generations, serving)
+        store = FusedStore(settings.redis, serving.generation)
+        return replace(served, store=store, engine=FusedEngine(served.engine, fuse))
+
+    parts = Parts(generations.serving, open_fused, FusedOutbox(Producer(settings.kafka), fuse))
     FusedStore.fuse = FusedEvolve.fuse = fuse
     asyncio.run(FusedEvolve(settings, parts, EvolveMetrics.on(registry), health).run())
 

@@ -17,7 +17,7 @@ and while a backfill fills the generation:
 """
 
 from streams.store.redis.filling import RedisFilling
-from streams.store.redis.generations import RedisGenerations
+from streams.store.redis.generations import RedisGenerations, open_served_store
 from streams.store.redis.state import RedisStore, ServerFacts
 
-__all__ = ["RedisFilling", "RedisGenerations", "RedisStore", "ServerFacts"]
+__all__ = ["RedisFilling", "RedisGenerations", "RedisStore", "ServerFacts", "open_served_store"]

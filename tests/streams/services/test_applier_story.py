@@ -106,6 +106,7 @@ class FaultyStore:
     """The shared store as one worker sees it."""
 
     def __init__(self, world: "World", faults: Faults) -> None:
+        self.generation = world.store.generation
         self._world = world
         self._faults = faults
 
@@ -173,6 +174,10 @@ class FaultyEngine:
 
     def evolve(self, users: Sequence[UserEvents], now_ms: int, seconds: StageSeconds | None = None) -> list[UserUpdate]:
         return self._faults.around("evolve", lambda: self._engine.evolve(users, now_ms, seconds), None)
+
+    @property
+    def model_name(self) -> str:
+        return self._engine.model_name
 
     @property
     def model_version(self) -> str:
