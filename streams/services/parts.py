@@ -1,6 +1,7 @@
 """What evolve is put together from, opened from the settings."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 from models.bundle import read_bundle
 from streams.interest.encode import Encoder, open_scorer
@@ -22,8 +23,11 @@ class Parts:
     outbox: Outbox
 
 
-def open_engine(settings: Settings) -> tuple[Engine, Encoder]:
+def open_engine(settings: Settings, mode: Literal["live", "replay"] = "live") -> tuple[Engine, Encoder]:
     """Load the bundle with its encoder and scorer, and replay the golden sample.
+
+    Args:
+        mode: Whether its recommendations are of new events or of replayed ones.
 
     Raises:
         BundleError: The bundle is missing, broken or tampered with.
@@ -40,6 +44,7 @@ def open_engine(settings: Settings) -> tuple[Engine, Encoder]:
         chosen.because,
         settings.evolve.dedupe_memory,
         settings.redis.generation,
+        mode,
         exploration=chosen.exploration,
         rerank=chosen.rerank,
         rerank_pool=chosen.rerank_pool,

@@ -164,7 +164,7 @@ def test_a_window_waits_for_its_vector(filling: RedisFilling, store: RedisStore)
     assert list(store.scan_users()) == []
 
     filling.write_rows(partition, None, {"alice": row(1)})
-    assert filling.count_unencoded(partition) == 0
+    assert filling.count_unencoded([partition]) == 0
     found = store.read_user("alice")
     assert found is not None
     assert found.row == row(1)
@@ -174,7 +174,7 @@ def test_a_window_waits_for_its_vector(filling: RedisFilling, store: RedisStore)
 def test_more_users_than_one_script_call_may_hold_are_written(filling: RedisFilling) -> None:
     filling.claim([3])
     filling.write_windows(3, None, {f"user-{number}": FilledWindow(b"s", b"{}") for number in range(600)})
-    assert filling.count_unencoded(3) == 600
+    assert filling.count_unencoded([3]) == 600
     assert len(filling.unencoded(3, 256)) == 256
 
 

@@ -181,13 +181,13 @@ class PartitionFiller:
             add_arrivals(frame, self._marks, arrivals)
         self._advance(arrivals, lambda arrival: offsets[id(arrival.frame)], trigger_of, messages[-1].offset + 1, bad)
 
-    def add_events(self, events: Sequence[SourceEvent], next_place: int, bad: int = 0) -> None:
+    def add_events(self, events: Sequence[SourceEvent], next_place: int, bad: Sequence[int] = ()) -> None:
         """Advance the windows by events of this partition's users.
 
         Args:
             events: In order, of the records before ``next_place``; those before the progress are left out, for the
                 partitions of a share are not equally far.
-            bad: Records that held no event.
+            bad: The ordinals of records that held no event.
         """
         before = self.progress.next
         if next_place <= before:
@@ -196,7 +196,7 @@ class PartitionFiller:
         for event in events:
             if event.ordinal >= before:
                 by_user[event.user_id].append(event)
-        self._advance(by_user, _ordinal, _trigger_of, next_place, bad)
+        self._advance(by_user, _ordinal, _trigger_of, next_place, sum(ordinal >= before for ordinal in bad))
 
     def flush(self) -> None:
         """Write every window that moved, and then how far the partition is."""

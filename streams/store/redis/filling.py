@@ -254,10 +254,16 @@ class RedisFilling:
         found: Any = self._ask(lambda: self._client.srandmember(self._keys.unencoded(partition), count))
         return [user.decode() for user in found]
 
-    def count_unencoded(self, partition: int) -> int:
+    def count_unencoded(self, partitions: Sequence[int]) -> int:
         """How many users' vectors are still to come."""
-        found: Any = self._ask(lambda: self._client.scard(self._keys.unencoded(partition)))
-        return int(found)
+
+        def count() -> list[int]:
+            with self._client.pipeline(transaction=False) as pipe:
+                for partition in partitions:
+                    pipe.scard(self._keys.unencoded(partition))
+                return pipe.execute()
+
+        return sum(self._ask(count))
 
     def leave_out(self, partition: int, users: Sequence[str]) -> None:
         """Forget that users are still to be encoded: there is no row of theirs any more."""
