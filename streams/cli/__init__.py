@@ -12,7 +12,7 @@ from typing import NoReturn
 import typer
 from rich.console import Console
 
-from streams.cli import data, deadletters, demo, generations, pipeline, serve, topics, traffic, users
+from streams.cli import backfill, data, deadletters, demo, generations, pipeline, serve, topics, traffic, users
 from streams.errors import DriftlineError
 
 app = typer.Typer(
@@ -27,6 +27,7 @@ demo.add_to(app)
 serve.add_to(app)
 traffic.add_to(app)
 pipeline.add_to(app)
+backfill.add_to(app)
 app.add_typer(users.app)
 app.add_typer(topics.app)
 app.add_typer(data.app)

@@ -378,7 +378,7 @@ def read_filled(settings: RedisSettings, name: str, partitions: int) -> Filled:
         return Filled(
             store.read_watermarks(numbers),
             filling.plan(),
-            sum(map(filling.count_unencoded, numbers)),
+            filling.count_unencoded(numbers),
             filling.is_claimed(numbers),
         )
 

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from time import time
+from typing import Literal
 
 import structlog
 
@@ -77,13 +78,17 @@ def open_served(settings: Settings, generations: RedisGenerations, serving: Serv
 
 
 def open_engine(
-    settings: Settings, bundle: Bundle | None = None, generation: str | None = None
+    settings: Settings,
+    bundle: Bundle | None = None,
+    generation: str | None = None,
+    mode: Literal["live", "replay"] = "live",
 ) -> tuple[Engine, Encoder]:
     """Load a bundle's encoder and scorer, and replay the golden sample.
 
     Args:
         bundle: Without one, that of the settings.
         generation: That recommendations are for; without one, that of the settings.
+        mode: Whether its recommendations are of new events or of replayed ones.
 
     Raises:
         BundleError: The bundle is missing, broken or tampered with.
@@ -100,6 +105,7 @@ def open_engine(
         chosen.because,
         settings.evolve.dedupe_memory,
         generation or settings.redis.generation,
+        mode,
         exploration=chosen.exploration,
         rerank=chosen.rerank,
         rerank_pool=chosen.rerank_pool,

@@ -411,6 +411,29 @@ class Pipeline:
         worker.start([sys.executable, str(Path(crash_worker.__file__)), step, str(call)])
         return worker
 
+    def run(self, *arguments: str, timeout_s: float = 120.0) -> subprocess.CompletedProcess[str]:
+        """Run `driftline` with these arguments to its end, as an operator would."""
+        return subprocess.run(
+            [sys.executable, "-m", "streams.cli", *arguments],
+            cwd=self.directory,
+            env=self._environment,
+            capture_output=True,
+            text=True,
+            timeout=timeout_s,
+            check=False,
+        )
+
+    def begin(self, *arguments: str) -> subprocess.Popen[str]:
+        """Start `driftline` with these arguments; whoever starts it ends it."""
+        return subprocess.Popen(
+            [sys.executable, "-m", "streams.cli", *arguments],
+            cwd=self.directory,
+            env=self._environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
     def _worker(self, service: str, command: Sequence[str]) -> Worker:
         name = f"{service}-{len(self.workers)}"
         worker = Worker(name, command, self._environment, self.directory / f"{name}.log")

@@ -35,7 +35,7 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]  # 2.16
 from deploy.local.servers import KafkaServer, RedisServer
 from export.pooling import write_pooling_bundle
 from models.spec import WindowRule
-from streams.contracts.generation import Generation, Plan, Progress, Serving
+from streams.contracts.generation import Generation, Plan, Progress, Request, Serving
 from streams.errors import AuthenticationFailed, DriftlineError, SettingsError, TopicMissing
 from streams.interest.engine import UserRow
 from streams.log.admin import LogAdmin
@@ -475,17 +475,17 @@ def test_the_least_rights_suffice_for_all_that_the_store_does(secured: Secured, 
 def test_the_least_rights_suffice_for_generations(secured: Secured, names: Names) -> None:
     environment = {f"DRIFTLINE_{name}": value for name, value in secured.by_files().items()}
     settings = load_settings(environ={**environment, "DRIFTLINE_REDIS__KEY_PREFIX": names.key_prefix}).redis
-    plan = Plan("interactions", 1, 1, (), (), "", "id", "model", 1)
+    plan = Plan(Request("interactions"), 1, 1, "id", "model", 1)
     with (
         closing(RedisGenerations(settings)) as generations,
         closing(RedisFilling(settings, "g2", "me", 60_000)) as filling,
     ):
         assert generations.register(Generation("g2", "name", "model", "space", "/bundle", 1, "backfill"))
-        assert filling.begin(plan, {0: 0})
+        assert filling.begin(plan, {0: Progress(0)})
         assert filling.claim([0])
         assert filling.is_claimed([0])
         filling.write_windows(0, None, {"ana": FilledWindow(b"state", b"trigger")})
-        assert filling.count_unencoded(0) == 1
+        assert filling.count_unencoded([0]) == 1
         assert filling.unencoded(0, 5) == ["ana"]
         filling.write_rows(0, None, {"ana": UserRow(b"vector", b"[]", b"state", "model", 1)})
         filling.leave_out(0, ["bea"])

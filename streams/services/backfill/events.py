@@ -18,6 +18,7 @@ class SourceEvent(Struct, frozen=True, gc=False, array_like=True):
     Attributes:
         named: The app gave the event id, so a repeat of it can come.
         topic, topic_id, partition, offset: Its place; of an event in a file the file's name, its path, 0 and the line.
+        ordinal: How many records of the source come before it.
     """
 
     user_id: str
@@ -30,10 +31,18 @@ class SourceEvent(Struct, frozen=True, gc=False, array_like=True):
     topic_id: str
     partition: int
     offset: int
+    ordinal: int
 
 
 def source_event(
-    event: Event, default_type: str, time_ms: int, topic: str, topic_id: str, partition: int, offset: int
+    event: Event,
+    default_type: str,
+    time_ms: int,
+    topic: str,
+    topic_id: str,
+    partition: int,
+    offset: int,
+    ordinal: int,
 ) -> SourceEvent:
     """What a source gives for an event that it read at a place; what the event leaves out is filled in."""
     event_id = event.event_id
@@ -48,6 +57,7 @@ def source_event(
         topic_id,
         partition,
         offset,
+        ordinal,
     )
 
 
@@ -56,12 +66,12 @@ class Batch(Struct, frozen=True):
 
     Attributes:
         next: The ordinal of the record after the last one of these: to skip that many is to go on from here.
-        bad: Records among them that are no events.
+        bad: The ordinals of the records among them that are no events.
     """
 
     next: int
     events: list[SourceEvent]
-    bad: int
+    bad: list[int]
 
 
 class Count(Struct, frozen=True):

@@ -1,15 +1,18 @@
-"""Filling one partition of a generation from its frames: windows only, and one encoding a user at the end.
+"""Filling one partition of a generation: windows only, and one encoding a user at the end.
 
 Windows are kept in memory and written now and then, when they take up their share of it: first the windows, each with
-the offset of the frame up to which it is advanced, then, in one step, the partition's progress and its watermark. After
-a crash some windows are ahead of the watermark; the frames between are read again, and what a window already holds is
-told by that offset.
+the place in the source up to which it is advanced, then, in one step, the partition's progress and its watermark. After
+a crash some windows are ahead of the progress; what lies between is read again, and what a window already holds is told
+by that place.
+
+A place is the offset of a frame in `interactions`, or how many records of another source come before.
 """
 
-from collections.abc import Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from time import time
-from typing import Final, Protocol
+from typing import Final, Protocol, TypeVar
 
 import msgspec
 import structlog
@@ -26,12 +29,14 @@ from streams.interest.window import (
     Arrival,
     InvalidState,
     UserState,
+    WindowEvent,
     advance_window,
     decode_state,
     encode_state,
 )
 from streams.log.topics import Message
 from streams.services.arrivals import add_arrivals
+from streams.services.backfill.events import SourceEvent
 from streams.store.protocol import Watermark
 from streams.store.redis.filling import FilledWindow
 
@@ -39,6 +44,8 @@ _logger = structlog.get_logger("driftline.backfill")
 
 # What a window takes in memory besides its own bytes: the user's id, the dictionary's entry, the structs.
 _WINDOW_OVERHEAD: Final = 500
+
+_Event = TypeVar("_Event", bound=WindowEvent)
 
 
 class WindowEncoder(Protocol):
@@ -82,18 +89,35 @@ class FillingStore(Protocol):
         """How far the partition is applied."""
 
 
+class Lists(Protocol):
+    """Where lists go that are sent while a log is replayed."""
+
+    every: int
+    """After how many events of a user one is sent."""
+
+    def send(self, lists: Mapping[str, bytes]) -> None:
+        """Send lists by user, and wait until they are acknowledged."""
+
+
 class _Moved(Struct, frozen=True):
-    """What moved a window last: the trigger of the list to come, and the offset of the frame it is advanced up to."""
+    """What moved a window last.
+
+    Attributes:
+        trigger: Of the list to come.
+        place: Of the last record that the window is advanced by.
+        since: Events that entered the window since a list was sent.
+    """
 
     trigger: Trigger
-    frame: int
+    place: int
+    since: int = 0
 
 
 _moved_decoder = msgspec.json.Decoder(_Moved)
 
 
 class PartitionFiller:
-    """Advances the windows of one partition, frame by frame, and encodes them at the end.
+    """Advances the windows of one partition, and encodes them at the end.
 
     Args:
         topic_id: Of `interactions`.
@@ -101,6 +125,8 @@ class PartitionFiller:
         memory: Event ids remembered a user.
         progress: How far the partition was when this worker claimed it.
         cache_bytes: Windows are written when they take up more.
+        seal: The watermark to record at the end; None: frames are read, and the watermark goes with them.
+        lists: Where to send lists meanwhile; None: none are sent.
     """
 
     def __init__(
@@ -115,6 +141,8 @@ class PartitionFiller:
         memory: int,
         progress: Progress,
         cache_bytes: int,
+        seal: Watermark | None = None,
+        lists: Lists | None = None,
     ) -> None:
         self._store = store
         self._engine = engine
@@ -124,12 +152,17 @@ class PartitionFiller:
         self._rule = rule
         self._memory = memory
         self._cache_bytes = cache_bytes
+        self._seal = seal
+        self._lists = lists
         self.progress = progress
         watermark = store.read_watermark(partition)
         self._expected = None if watermark is None else watermark.offset
         self._marks: dict[Source, int] = {} if watermark is None else dict(watermark.marks)
+        # Rows come into a partition with a watermark, or with a window that waits for its vector, and such a window is
+        # recorded as an event before it is encoded. So where there is neither, no user needs to be asked for.
+        self._is_empty = watermark is None and not progress.events and not store.unencoded(partition, 1)
         self._windows: dict[str, FilledWindow] = {}
-        # Of windows that a crash left ahead of the watermark: the frame up to which they are advanced.
+        # Of windows that a crash left ahead of the progress: the place up to which they are advanced.
         self._ahead: dict[str, int] = {}
         self._bytes = 0
 
@@ -146,33 +179,34 @@ class PartitionFiller:
                 continue
             offsets[id(frame)] = message.offset
             add_arrivals(frame, self._marks, arrivals)
-        last = messages[-1].offset
-        self._read([user for user in arrivals if user not in self._windows], messages[0].offset)
-        events = repeats = late = 0
-        for user, of_user in arrivals.items():
-            window = self._windows.get(user)
-            ahead = self._ahead.get(user)
-            new = of_user if ahead is None else [one for one in of_user if offsets[id(one.frame)] > ahead]
-            advance = advance_window(self._state(user, window), new, self._rule, self._memory)
-            events, repeats, late = events + len(of_user), repeats + advance.repeats, late + advance.late
-            if advance.applied:
-                moved = msgspec.json.encode(_Moved(trigger_of(advance.applied[-1]), last))
-                self._keep(user, FilledWindow(encode_state(advance.state), moved, *_encoded(window)))
-        before = self.progress
-        self.progress = Progress(
-            last + 1, before.events + events, before.repeats + repeats, before.late + late, before.bad + bad
-        )
-        if self._bytes > self._cache_bytes:
-            self.flush()
+        self._advance(arrivals, lambda arrival: offsets[id(arrival.frame)], trigger_of, messages[-1].offset + 1, bad)
+
+    def add_events(self, events: Sequence[SourceEvent], next_place: int, bad: Sequence[int] = ()) -> None:
+        """Advance the windows by events of this partition's users.
+
+        Args:
+            events: In order, of the records before ``next_place``; those before the progress are left out, for the
+                partitions of a share are not equally far.
+            bad: The ordinals of records that held no event.
+        """
+        before = self.progress.next
+        if next_place <= before:
+            return
+        by_user: dict[str, list[SourceEvent]] = defaultdict(list)
+        for event in events:
+            if event.ordinal >= before:
+                by_user[event.user_id].append(event)
+        self._advance(by_user, _ordinal, _trigger_of, next_place, sum(ordinal >= before for ordinal in bad))
 
     def flush(self) -> None:
         """Write every window that moved, and then how far the partition is."""
         moved = {user: window for user, window in self._windows.items() if window.trigger is not None}
         self._store.write_windows(self._partition, self._expected, moved)
-        offset = self.progress.next - 1
-        watermark = Watermark(offset, self._topic_id, self._partitions, dict(self._marks)) if offset >= 0 else None
-        self._store.checkpoint(self._partition, self._expected, self.progress, watermark)
-        self._expected = self._expected if watermark is None else offset
+        if self._seal is None:
+            self._checkpoint(Watermark(self.progress.next - 1, self._topic_id, self._partitions, dict(self._marks)))
+        else:
+            self._checkpoint()
+        self._is_empty = False
         self._windows, self._ahead, self._bytes = {}, {}, 0
 
     def finish(self) -> None:
@@ -183,23 +217,72 @@ class PartitionFiller:
             gone = [user for user, window in found.items() if window is None or window.trigger is None]
             if gone:
                 self._store.leave_out(self._partition, gone)  # expired meanwhile, or encoded by a live worker
-            windows = [self._to_encode(user, window) for user, window in found.items() if window and window.trigger]
-            rows = self._encode(windows)
-            self._store.write_rows(
-                self._partition,
-                self._expected,
-                {window.user_id: row for window, row in zip(windows, rows, strict=True)},
-            )
+            rows = self._rows({user: window for user, window in found.items() if window and window.trigger})
+            self._store.write_rows(self._partition, self._expected, rows)
         self.progress = msgspec.structs.replace(self.progress, is_done=True)
-        self._store.checkpoint(self._partition, self._expected, self.progress)
+        self._checkpoint(self._seal)
 
-    def _read(self, users: Sequence[str], next_offset: int) -> None:
+    def _checkpoint(self, watermark: Watermark | None = None) -> None:
+        self._store.checkpoint(self._partition, self._expected, self.progress, watermark)
+        self._expected = self._expected if watermark is None else watermark.offset
+
+    def _advance(
+        self,
+        arrivals: Mapping[str, Sequence[_Event]],
+        place_of: Callable[[_Event], int],
+        trigger_of_event: Callable[[_Event], Trigger],
+        next_place: int,
+        bad: int,
+    ) -> None:
+        """Advance the windows of some users by all that lies before a place."""
+        self._read([user for user in arrivals if user not in self._windows])
+        events = repeats = late = 0
+        for user, of_user in arrivals.items():
+            window = self._windows.get(user)
+            ahead = self._ahead.get(user)
+            new = of_user if ahead is None else [event for event in of_user if place_of(event) > ahead]
+            advance = advance_window(self._state(user, window), new, self._rule, self._memory)
+            events, repeats, late = events + len(of_user), repeats + advance.repeats, late + advance.late
+            if advance.applied:
+                since = len(advance.applied) + _since(window) if self._lists else 0
+                moved = _Moved(trigger_of_event(advance.applied[-1]), next_place - 1, since)
+                self._keep(
+                    user, FilledWindow(encode_state(advance.state), msgspec.json.encode(moved), *_encoded(window))
+                )
+        if self._lists is not None:
+            self._send_lists(self._lists, arrivals)
+        before = self.progress
+        self.progress = Progress(
+            next_place, before.events + events, before.repeats + repeats, before.late + late, before.bad + bad
+        )
+        if self._bytes > self._cache_bytes:
+            self.flush()
+
+    def _send_lists(self, lists: Lists, users: Iterable[str]) -> None:
+        """Send a list for each of these users who has had enough events since the last one."""
+        due = {
+            user: window
+            for user in users
+            if (window := self._windows.get(user)) is not None and _since(window) >= lists.every
+        }
+        if not due:
+            return
+        lists.send({user: row.recommendations for user, row in self._rows(due).items()})
+        for user, window in due.items():
+            moved = msgspec.structs.replace(_moved_decoder.decode(window.trigger or b""), since=0)
+            self._keep(user, replace(window, trigger=msgspec.json.encode(moved)))
+
+    def _read(self, users: Sequence[str]) -> None:
+        if self._is_empty:
+            return
         for user, window in zip(users, self._store.read_windows(self._partition, users), strict=True):
             if window is None:
                 continue
             self._keep(user, window)
-            if window.trigger is not None and (frame := _moved_decoder.decode(window.trigger).frame) >= next_offset:
-                self._ahead[user] = frame
+            if window.trigger is not None:
+                place = _moved_decoder.decode(window.trigger).place
+                if place >= self.progress.next:
+                    self._ahead[user] = place
 
     def _keep(self, user: str, window: FilledWindow) -> None:
         before = self._windows.get(user)
@@ -222,6 +305,10 @@ class PartitionFiller:
         # Between vectors of two models there is no distance.
         previous = window.vector if window.model == self._engine.model_version else None
         return UserWindow(user, self._state(user, window), trigger, previous)
+
+    def _rows(self, windows: Mapping[str, FilledWindow]) -> dict[str, UserRow]:
+        wanted = [self._to_encode(user, window) for user, window in windows.items()]
+        return {window.user_id: row for window, row in zip(wanted, self._encode(wanted), strict=True)}
 
     def _encode(self, windows: Sequence[UserWindow]) -> list[UserRow]:
         """Rows of windows; of one that breaks the model the events are tried one by one, as when they were live."""
@@ -276,6 +363,28 @@ def _part(window: UserWindow, places: Sequence[int]) -> UserWindow:
 def _encoded(window: FilledWindow | None) -> tuple[bytes | None, str | None]:
     """The vector of a row and its model, as they were encoded last."""
     return (None, None) if window is None else (window.vector, window.model)
+
+
+def _since(window: FilledWindow | None) -> int:
+    """Events since a list was sent."""
+    return 0 if window is None or window.trigger is None else _moved_decoder.decode(window.trigger).since
+
+
+def _ordinal(event: SourceEvent) -> int:
+    return event.ordinal
+
+
+def _trigger_of(event: SourceEvent) -> Trigger:
+    return Trigger(
+        event.event_id,
+        event.type,
+        event.item_id,
+        event.time_ms,
+        event.topic,
+        event.partition,
+        event.offset,
+        event.topic_id,
+    )
 
 
 def _now_ms() -> int:

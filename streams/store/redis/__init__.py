@@ -13,6 +13,7 @@ and while a backfill fills the generation:
     driftline:g1:plan               what is being read, as JSON
     driftline:g1:{3}:claim          which worker fills the partition; expires
     driftline:g1:{3}:progress       hash: position of the next event to read, events and bad events so far, done
+    driftline:g1:{3}:reading        the same as far as the worker has read, which is lost if it dies; expires
     driftline:g1:{3}:unencoded      set: users whose window is ahead of their vector
 """
 

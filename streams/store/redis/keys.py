@@ -56,6 +56,10 @@ class Keys:
         """How far a partition is filled."""
         return f"{self.prefix}{{{partition}}}:progress"
 
+    def reading(self, partition: int) -> str:
+        """How far the worker that fills a partition has read, as it says."""
+        return f"{self.prefix}{{{partition}}}:reading"
+
     def unencoded(self, partition: int) -> str:
         """Users whose window is ahead of their vector."""
         return f"{self.prefix}{{{partition}}}:unencoded"

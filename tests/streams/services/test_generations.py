@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pytest
 
-from streams.contracts.generation import Generation, Plan, Serving
+from streams.contracts.generation import Generation, Plan, Request, Serving
 from streams.contracts.recommendation import (
     ModelName,
     Recommendation,
@@ -35,7 +35,7 @@ from streams.store.protocol import Swap, Watermark
 TOPIC = Topic("interactions", "id-1", 2)
 EXTENTS = {Partition("interactions", 0): Extent(0, 10), Partition("interactions", 1): Extent(0, 5)}
 WHOLE = Filled({0: Watermark(9, "id-1", 2), 1: Watermark(4, "id-1", 2)}, None, 0, claimed=False)
-PLAN = Plan("interactions", 2, 1, (), (), "", "id-1", "m2", 1)
+PLAN = Plan(Request("interactions"), 2, 1, "id-1", "m2", 1)
 
 
 def row(vector: Sequence[float], items: Sequence[str], window: Sequence[str]) -> UserRow:
