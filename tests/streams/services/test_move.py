@@ -152,7 +152,7 @@ def test_whatever_happens_around_a_move_every_event_counts_once_in_the_generatio
     engines: dict[str, Engine], seed: int, frames: int, ahead: tuple[int, int], steps: list[str]
 ) -> None:
     log, batches = some_log(seed, frames)
-    stores = {"g1": MemoryStore("g1"), "g2": filled(log, engines["g2"], ahead)}
+    stores = {"g1": begun("g1", PARTITIONS), "g2": filled(log, engines["g2"], ahead)}
     moving = Moving(log, stores, engines)
     for step in steps:
         match step.split():
