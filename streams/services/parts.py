@@ -73,7 +73,7 @@ def open_served(settings: Settings, generations: RedisGenerations, serving: Serv
     record = generations.find(serving.generation)
     bundle = find_bundle(settings, serving, record)
     engine, encoder = open_engine(settings, bundle, serving.generation)
-    _record_model(generations, serving.generation, bundle)
+    record_model(generations, serving.generation, bundle)
     return Served(serving, RedisStore(settings.redis, serving.generation), engine, encoder.provider)
 
 
@@ -153,8 +153,12 @@ def find_bundle(settings: Settings, serving: Serving, record: Generation | None)
     )
 
 
-def _record_model(generations: RedisGenerations, name: str, bundle: Bundle) -> None:
-    """Record which model's vectors a generation holds, or see that these are of the same space."""
+def record_model(generations: RedisGenerations, name: str, bundle: Bundle) -> None:
+    """Record whose vectors a generation holds: this model's, if it is of the space of the one before.
+
+    Raises:
+        StateRefused: It is not.
+    """
     config, path = bundle.config, str(bundle.path.resolve())
     new = Generation(name, config.name, config.version, bundle.space, path, round(time() * 1000), "live")
     if generations.register(new):

@@ -262,6 +262,9 @@ class Pipeline:
     Args:
         directory: For the workers' logs.
         settings: More settings by variable without the prefix, such as {"EVOLVE__BATCH_USERS": "32"}.
+
+    Attributes:
+        generation: Whose watermarks and rows are waited for and checked.
     """
 
     def __init__(
@@ -279,6 +282,7 @@ class Pipeline:
         self.names = names
         self.partitions = partitions
         self.workers: list[Worker] = []
+        self.generation = "g1"
         self._servers = bootstrap_servers
         self._loads: list[Load] = []
         self._undelivered: list[str] = []
@@ -508,7 +512,7 @@ class Pipeline:
         """The offset of the last applied frame of each partition, -1 before the first."""
         found = {}
         for number in range(self.partitions):
-            offset = self._redis.hget(f"{self.names.key_prefix}:g1:{{{number}}}:watermark", "offset")
+            offset = self._redis.hget(f"{self.names.key_prefix}:{self.generation}:{{{number}}}:watermark", "offset")
             found[number] = -1 if offset is None else int(cast("bytes", offset))
         return found
 
@@ -535,6 +539,11 @@ class Pipeline:
             for key, fields in zip(keys, hashes, strict=True)
         }
 
+    def served_rows(self) -> dict[str, dict[str, bytes]]:
+        """Those of `generation`."""
+        prefix = f"{self.names.key_prefix}:{self.generation}:"
+        return {key: row for key, row in self.rows().items() if key.startswith(prefix)}
+
     # The oracle
 
     def read_log(self) -> oracle.Log:
@@ -553,7 +562,7 @@ class Pipeline:
         names = self.names
         log = self.read_log() if log is None else log
         rows = self.rows()
-        outcomes = oracle.check_rows(rows, log, rule, model, self.partitions, names.key_prefix, k)
+        outcomes = oracle.check_rows(rows, log, rule, model, self.partitions, names.key_prefix, k, self.generation)
         assert log.raw_count == outcomes.total() + len(log.bad)
         return Account(
             raw=log.raw_count,
