@@ -489,6 +489,12 @@ class EvolveSettings(_Section):
         le=4096,
         description="Newest event ids remembered a user besides those in the window, to drop what apps send twice.",
     )
+    sweep_users_per_second: int = Field(
+        default=200,
+        ge=0,
+        le=100_000,
+        description="How many users without new events are encoded again a second after a model changed; 0 is none.",
+    )
     stall_s: float = Field(
         default=30.0,
         ge=1,

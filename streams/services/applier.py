@@ -31,6 +31,7 @@ from streams.contracts.frame import (
     decode_frame,
     events_of,
 )
+from streams.contracts.recommendation import decode_recommendation
 from streams.errors import (
     DeliveryFailed,
     DriftlineError,
@@ -39,14 +40,14 @@ from streams.errors import (
     StoreLostTail,
     StoreUnavailable,
 )
-from streams.interest.engine import StageSeconds, UserEvents, UserUpdate
-from streams.interest.window import Arrival, InvalidState
+from streams.interest.engine import StageSeconds, UserEvents, UserRow, UserUpdate, UserWindow
+from streams.interest.window import Arrival, InvalidState, decode_state
 from streams.log.topics import Extent, Partition, Topic
 from streams.observe.health import Health
 from streams.observe.metrics import EvolveMetrics
 from streams.services.arrivals import add_arrivals
 from streams.settings import Settings
-from streams.store.protocol import Reading, StateStore, Swap, Watermark
+from streams.store.protocol import Reading, StateStore, Swap, UserRecord, Watermark
 
 _logger = structlog.get_logger("driftline.evolve")
 
@@ -78,6 +79,9 @@ class EngineLike(Protocol):
     @property
     def model_version(self) -> str:
         """The version of the model, as rows carry it."""
+
+    def encode(self, windows: Sequence[UserWindow], now_ms: int) -> list[UserRow]:
+        """Encode windows as they are."""
 
     def verify(self) -> None:
         """Raise `EncoderFailed` if the model does not work any more."""
@@ -245,6 +249,65 @@ class Applier:
                 else:
                     rest = [*part.frames, *rest]
         return done, rest
+
+    def refresh(self, users: Sequence[tuple[int, str]]) -> int:
+        """Encode rows that another version wrote; nothing is sent, for nobody's interest moved.
+
+        Args:
+            users: Partitions and ids; those of partitions that are another worker's by now are left out.
+
+        Returns:
+            How many rows were written. Where the watermark has moved none is: the worker that moved it has the partition.
+
+        Raises:
+            EncoderFailed: The process must end.
+        """
+        mine = [user for partition, user in users if partition in self._positions]
+        records = self._retrying("store_read", lambda: self._store.read_users(mine))
+        outdated = [record for record in records if record and record.row.model != self._engine.model_version]
+        rows: dict[int, dict[str, UserRow]] = {}
+        for record, row in zip(outdated, self._encode_again(outdated), strict=True):
+            if row is not None:
+                rows.setdefault(record.partition, {})[record.user_id] = row
+        swaps = [
+            Swap(
+                partition,
+                applied,
+                Watermark(applied, self._topic.topic_id, self._topic.partitions),
+                of_partition,
+                refreshes=True,
+            )
+            for partition, of_partition in rows.items()
+            if (applied := self._positions[partition].applied) is not None
+        ]
+        results = self._retrying("store_swap", lambda: self._store.swap(swaps)) if swaps else []
+        return sum(len(swap.rows) for swap, result in zip(swaps, results, strict=True) if result.swapped)
+
+    def _encode_again(self, records: Sequence[UserRecord]) -> list[UserRow | None]:
+        """A row for each; none where it cannot be read, or breaks the model: the next event of the user tells."""
+        if not records:
+            return []
+        try:
+            windows = [
+                UserWindow(
+                    record.user_id,
+                    decode_state(record.row.state),
+                    decode_recommendation(record.row.recommendations).trigger,
+                    None,
+                )
+                for record in records
+            ]
+            return list(self._engine.encode(windows, _now_ms()))
+        except DriftlineError:
+            raise
+        # As for events: one window may break any library below.
+        except Exception as error:  # noqa: BLE001
+            self._engine.verify()
+            if len(records) == 1:
+                _logger.error("row not encoded again", user=records[0].user_id, error=repr(error))
+                return [None]
+        middle = len(records) // 2
+        return [*self._encode_again(records[:middle]), *self._encode_again(records[middle:])]
 
     def check_tail(self) -> None:
         """See whether the store still has what this worker applied: without new frames nothing else would look.

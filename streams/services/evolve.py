@@ -51,6 +51,10 @@ _SERVING_EVERY_S: Final = 0.2
 _RELOAD_EVERY_S: Final = 5.0
 _REREAD_FRAMES: Final = 64
 _REREAD_WAIT_S: Final = 0.2
+_SWEEP_EVERY_S: Final = 5.0
+# Between two looks at some hundred keys, so that Redis is free for others most of the time.
+_SWEEP_STEP_S: Final = 0.02
+_SWEEP_USERS: Final = 64
 _TAIL_CHECK_EVERY_S: Final = 5.0
 # Leaving the group takes a second or two; a shutdown that hangs must not outlive a supervisor's patience (10 s).
 _STOP_S: Final = 8.0
@@ -126,6 +130,7 @@ class Evolve:
             asyncio.create_task(self._watch_lag(), name="lag"),
             asyncio.create_task(self._watch_tail(), name="tail"),
             asyncio.create_task(self._watch_serving(), name="serving"),
+            asyncio.create_task(self._sweep_now_and_then(), name="sweep"),
             asyncio.create_task(self._app.wait_until_stopped(), name="faust"),
             asyncio.create_task(self._stopping.wait(), name="stop"),
         ]
@@ -324,6 +329,40 @@ class Evolve:
         if not reader.unfinished:
             reader.close()
             self._reread = None
+
+    async def _sweep_now_and_then(self) -> None:
+        """Encode again what other versions wrote, so that rows of users without new events follow a model too."""
+        while True:
+            await asyncio.sleep(_SWEEP_EVERY_S)
+            if self._settings.evolve.sweep_users_per_second:
+                with suppress(StoreUnavailable):
+                    await self._sweep()
+
+    async def _sweep(self) -> None:
+        """Look once through the partitions of this worker that may have such rows."""
+        loop, served = asyncio.get_running_loop(), self._served
+        rate, version = self._settings.evolve.sweep_users_per_second, served.engine.model_version
+        mine = list(self._applier.next_offsets())
+        unswept = await loop.run_in_executor(self._loader, served.sweep.unswept, mine, version)
+        if not unswept:
+            return
+        found = 0
+        steps = served.sweep.outdated(frozenset(unswept), version)
+        while (users := await loop.run_in_executor(self._loader, next, steps, None)) is not None:
+            found += len(users)
+            while users:
+                if self._served is not served:
+                    return
+                some, users = users[:_SWEEP_USERS], users[_SWEEP_USERS:]
+                written = await loop.run_in_executor(self._thread, self._applier.refresh, some)
+                self._metrics.swept_users.inc(written)
+                await asyncio.sleep(len(some) / rate)
+            await asyncio.sleep(_SWEEP_STEP_S)
+        if found:
+            _logger.info("rows of other versions encoded again", users=found, version=version)
+            return  # some may have been written meanwhile, and are looked for again
+        for partition in set(unswept) & set(self._applier.next_offsets()):
+            await loop.run_in_executor(self._loader, served.sweep.record, partition, version)
 
     def _show_served(self) -> None:
         serving, engine = self._served.serving, self._served.engine

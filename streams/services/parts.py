@@ -1,10 +1,10 @@
 """What evolve is put together from, opened from the settings."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from time import time
-from typing import Literal
+from typing import Literal, Protocol
 
 import structlog
 
@@ -19,9 +19,22 @@ from streams.services.applier import EngineLike, Outbox
 from streams.services.bundle import bundle_path
 from streams.settings import Settings
 from streams.store.protocol import StateStore
-from streams.store.redis import RedisGenerations, RedisStore
+from streams.store.redis import RedisGenerations, RedisStore, RedisSweep
 
 _logger = structlog.get_logger("driftline.evolve")
+
+
+class Sweep(Protocol):
+    """What evolve needs to find rows of other versions; `streams.store.redis.RedisSweep` is one."""
+
+    def unswept(self, partitions: Sequence[int], model: str) -> list[int]:
+        """The partitions that were not looked through since this version took over."""
+
+    def record(self, partition: int, model: str) -> None:
+        """Record that a partition has no row of another version left."""
+
+    def outdated(self, partitions: Collection[int], model: str) -> Iterator[list[tuple[int, str]]]:
+        """Partitions and ids of users whose row is another version's, step by step."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,12 +43,14 @@ class Served:
 
     Attributes:
         provider: What the model runs on.
+        sweep: Finds rows that other versions wrote.
     """
 
     serving: Serving
     store: StateStore
     engine: EngineLike
     provider: str
+    sweep: Sweep
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +89,8 @@ def open_served(settings: Settings, generations: RedisGenerations, serving: Serv
     bundle = find_bundle(settings, serving, record)
     engine, encoder = open_engine(settings, bundle, serving.generation)
     record_model(generations, serving.generation, bundle)
-    return Served(serving, RedisStore(settings.redis, serving.generation), engine, encoder.provider)
+    name = serving.generation
+    return Served(serving, RedisStore(settings.redis, name), engine, encoder.provider, RedisSweep(settings.redis, name))
 
 
 def open_engine(

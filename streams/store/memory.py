@@ -81,5 +81,5 @@ class MemoryStore:
             return SwapResult(swapped=False, offset=found)
         marks = {**(current.marks if current else {}), **swap.watermark.marks}
         self._watermarks[swap.partition] = replace(swap.watermark, marks=marks)
-        self._rows |= swap.rows
+        self._rows |= {user: row for user, row in swap.rows.items() if not swap.refreshes or user in self._rows}
         return SwapResult(swapped=True, offset=swap.watermark.offset)

@@ -17,7 +17,7 @@ from prometheus_client import CollectorRegistry
 
 from streams.contracts.dead_letter import Headers
 from streams.contracts.generation import Serving
-from streams.interest.engine import StageSeconds, UserEvents, UserUpdate
+from streams.interest.engine import StageSeconds, UserEvents, UserRow, UserUpdate, UserWindow
 from streams.log.producer import Producer
 from streams.observe.health import Health
 from streams.observe.http import serve_http
@@ -79,6 +79,9 @@ class FusedEngine:
     @property
     def model_version(self) -> str:
         return self._inner.model_version
+
+    def encode(self, windows: Sequence[UserWindow], now_ms: int) -> list[UserRow]:
+        return self._inner.encode(windows, now_ms)
 
     def verify(self) -> None:
         self._inner.verify()

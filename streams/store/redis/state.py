@@ -184,7 +184,8 @@ class RedisStore:
         prefix = self._keys.user(swap.partition, "")
         keys = [self._keys.watermark(swap.partition), *(prefix + user for user in swap.rows)]
         expected: int | str = "" if swap.expected is None else swap.expected
-        arguments: list[Any] = [expected, new.offset, new.topic_id, new.partitions, self._ttl_ms, len(new.marks)]
+        lives_ms: int | str = "" if swap.refreshes else self._ttl_ms
+        arguments: list[Any] = [expected, new.offset, new.topic_id, new.partitions, lives_ms, len(new.marks)]
         for source, offset in new.marks.items():
             arguments += (mark_field(source), offset)
         for row in swap.rows.values():
