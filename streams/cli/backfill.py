@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from contextlib import closing, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
+from uuid import uuid4
 
 import msgspec
 import typer
@@ -228,9 +229,11 @@ def backfill_worker(
         model__bundle=bundle,
         model__provider=provider,
     )
-    from streams.services.backfill.worker import FillingWorker  # noqa: PLC0415 - as above
+    from streams.services.backfill.planning import LEASE_MS  # noqa: PLC0415 - as above
+    from streams.services.backfill.worker import FillingWorker  # noqa: PLC0415
     from streams.services.parts import open_engine  # noqa: PLC0415
     from streams.services.process import settle_process  # noqa: PLC0415
+    from streams.store.redis import RedisFilling  # noqa: PLC0415
 
     told_to_stop = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: told_to_stop.set())
@@ -238,7 +241,12 @@ def backfill_worker(
     engine, _ = open_engine(settings, mode="replay")
     settle_process(settings.model.threads)
     # Nobody would stop the worker of a command that was killed.
-    with closing(FillingWorker(settings, engine, lambda: told_to_stop.is_set() or os.getppid() != parent)) as worker:
+    with (
+        closing(RedisFilling(settings.redis, generation, uuid4().hex, LEASE_MS)) as filling,
+        closing(
+            FillingWorker(settings, engine, filling, lambda: told_to_stop.is_set() or os.getppid() != parent)
+        ) as worker,
+    ):
         worker.run()
 
 

@@ -113,12 +113,10 @@ def decode_frame(raw: bytes) -> Frame:
 
 def event_ids(frame: Frame) -> list[str]:
     """The id of every event, derived ones filled in."""
-    sources, source, offset = frame.sources, frame.source, frame.offset
+    sources = frame.sources
     return [
-        given
-        if given is not None
-        else derived_event_id(sources[source[i]].topic, sources[source[i]].partition, offset[i])
-        for i, given in enumerate(frame.event_id)
+        given if given is not None else derived_event_id(sources[source].topic, sources[source].partition, offset)
+        for given, source, offset in zip(frame.event_id, frame.source, frame.offset, strict=True)
     ]
 
 

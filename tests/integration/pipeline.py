@@ -35,7 +35,7 @@ from deploy.local.process import free_port
 from streams.errors import LogError
 from streams.log.admin import LogAdmin
 from streams.log.topics import Partition
-from streams.settings import KafkaSettings
+from streams.settings import KafkaSettings, Settings, load_settings
 from tests.integration import crash_worker, oracle
 from tests.integration.oracle import Message
 from tests.integration.waiting import wait_until
@@ -427,12 +427,18 @@ class Pipeline:
             check=False,
         )
 
-    def begin(self, *arguments: str) -> subprocess.Popen[str]:
-        """Start `driftline` with these arguments; whoever starts it ends it."""
+    def settings(self, **environment: str) -> Settings:
+        """What its processes are set to, with some variables of one's own (without the prefix)."""
+        more = {f"DRIFTLINE_{name}": value for name, value in environment.items()}
+        return load_settings(environ={**self._environment, **more})
+
+    def begin(self, command: Sequence[str], **environment: str) -> subprocess.Popen[str]:
+        """Start a Python program with the workers' settings; whoever starts it ends it."""
+        more = {f"DRIFTLINE_{name}": value for name, value in environment.items()}
         return subprocess.Popen(
-            [sys.executable, "-m", "streams.cli", *arguments],
+            [sys.executable, *command],
             cwd=self.directory,
-            env=self._environment,
+            env={**self._environment, **more},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,

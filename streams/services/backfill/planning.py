@@ -1,6 +1,7 @@
 """From what a person asks for to a plan: what is read into which generation, and whether that may be."""
 
 import os
+import shlex
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
@@ -45,6 +46,8 @@ EVENTS_PER_S: Final = 80_000
 _SAMPLE_PARTITIONS: Final = 16
 _SAMPLE_FRAMES: Final = 10
 _SAMPLE_WAIT_S: Final = 1.0
+# A round that is over so soon leaves so little behind that live workers catch up with it in no time.
+_SHORT_ROUND_MS: Final = 2_000
 
 # A worker that died is replaced after this time. One that reads a slow log, or encodes one batch, is heard of sooner.
 LEASE_MS: Final = 30_000
@@ -145,7 +148,9 @@ def check_request(settings: Settings, request: Request) -> None:
     """
     ranged = _range_options(request)
     if request.source == "files" and ranged:
-        raise UsageError(f"{ranged[0]} is for topics; files are read whole. Leave it out, or name fewer files")
+        raise UsageError(
+            f"{' '.join(ranged[0])} is for topics; files are read whole. Leave it out, or name fewer files"
+        )
     if request.source == "raw" and request.from_offsets is not None and len(request.names) > 1:
         raise UsageError(
             f"--from-offsets {request.from_offsets} names offsets of one topic, and there are {len(request.names)}: "
@@ -241,6 +246,26 @@ def record_plan(target: Target, planned: Planned) -> None:
         found = target.filling.plan()
         if found is not None:
             _check_same(target.name, found, plan.request, topic, target.bundle)
+
+
+def is_last_round(plan: Plan, now_ms: int) -> bool:
+    """Whether a plan that is done is not worth going on with: the log has grown by little since it was made.
+
+    Under load that may never be so: then where rounds do not get much shorter any more.
+    """
+    took_ms = now_ms - plan.created_ms
+    return (
+        not plan.follows or took_ms < _SHORT_ROUND_MS or (plan.before_ms is not None and took_ms > plan.before_ms / 2)
+    )
+
+
+def next_round(plan: Plan, extents: Mapping[Partition, Extent], now_ms: int) -> Plan:
+    """The plan that follows one that is done: from where it ended to where the log ends."""
+    ranges = tuple(
+        replace(each, start=each.end, end=max(each.end, extents[Partition(each.topic, each.partition)].end))
+        for each in plan.ranges
+    )
+    return replace(plan, ranges=ranges, created_ms=now_ms, before_ms=now_ms - plan.created_ms)
 
 
 def progress_of(name: str, plan: Plan, recorded: Mapping[int, Progress]) -> Mapping[int, Progress]:
@@ -465,14 +490,14 @@ def _ranges(admin: LogAdmin, topic: Topic, wanted: Range) -> list[SourceRange]:
     ]
 
 
-def _range_options(request: Request) -> list[str]:
+def _range_options(request: Request) -> list[tuple[str, str]]:
     options = {
         "--from-datetime": request.from_datetime,
         "--by-duration": request.by_duration,
         "--to-datetime": request.to_datetime,
         "--from-offsets": request.from_offsets,
     }
-    return [f"{option} {text}" for option, text in options.items() if text is not None]
+    return [(option, text) for option, text in options.items() if text is not None]
 
 
 def shown_reads(plan: Plan) -> list[str]:
@@ -483,10 +508,12 @@ def shown_reads(plan: Plan) -> list[str]:
 
 def words_of(request: Request) -> str:
     """The options of a request, as they are written on the command line."""
-    parts = [f"--raw {name}" for name in request.names] if request.source == "raw" else list(request.names)
-    parts += _range_options(request)
+    words = (
+        [word for name in request.names for word in ("--raw", name)] if request.source == "raw" else [*request.names]
+    )
+    words += [word for option in _range_options(request) for word in option]
     if request.default_type not in ("", DEFAULT_TYPE):
-        parts.append(f"--type {request.default_type}")
+        words += ["--type", request.default_type]
     if request.recommendations:
-        parts.append(f"--recommendations {request.recommendations} --every {request.every}")
-    return "".join(f" {part}" for part in parts)
+        words += ["--recommendations", request.recommendations, "--every", str(request.every)]
+    return "".join(f" {shlex.quote(word)}" for word in words)

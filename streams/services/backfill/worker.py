@@ -15,13 +15,13 @@ A crash anywhere leaves what the last recorded progress says, and windows ahead 
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, suppress
+from dataclasses import dataclass
 from time import sleep, time
 from typing import Final
-from uuid import uuid4
 
-import msgspec
 import stamina
 import structlog
+from msgspec.structs import replace
 
 from models.bundle import read_bundle
 from streams.contracts.frame import Source, partition_of
@@ -34,7 +34,7 @@ from streams.log.readers import RangeReader
 from streams.log.topics import Message, Partition
 from streams.services.backfill.events import Batch, SourceEvent
 from streams.services.backfill.filler import Lists, PartitionFiller
-from streams.services.backfill.planning import LEASE_MS, progress_of, source_of
+from streams.services.backfill.planning import extents_of, is_last_round, next_round, progress_of, source_of
 from streams.services.bundle import bundle_path
 from streams.settings import Settings
 from streams.store.protocol import Watermark
@@ -42,16 +42,25 @@ from streams.store.redis.filling import ClaimLost, RedisFilling
 
 _logger = structlog.get_logger("driftline.backfill")
 
-# Windows of all partitions that are filled at the same time.
-_CACHE_BYTES: Final = 256 * 1024 * 1024
-# Of one step. The more events of a user there are in it, the less the window's bytes are packed and unpacked.
-_STEP_BYTES: Final = 4 * 1024 * 1024
-_STEP_EVENTS: Final = 60_000
-_READ_FRAMES: Final = 500
 _READ_WAIT_S: Final = 1.0
 _WAIT_S: Final = 0.2
-# A round that is over so soon leaves so little behind that live workers catch up with it in no time.
-_SHORT_ROUND_MS: Final = 2_000
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What a worker holds in memory.
+
+    Attributes:
+        cache_bytes: Windows of all partitions that it fills at the same time.
+        step_bytes, step_events: Frames, or events of another source, that are taken together. The more events of a user
+            there are among them, the less often the user's window is packed and unpacked.
+        read_frames: That are read at a time, and may be more than a step.
+    """
+
+    cache_bytes: int = 256 * 1024 * 1024
+    step_bytes: int = 4 * 1024 * 1024
+    step_events: int = 60_000
+    read_frames: int = 50
 
 
 class SentLists:
@@ -69,29 +78,37 @@ class SentLists:
         self._producer.flush()
 
 
+DEFAULT_LIMITS: Final = Limits()
+
+
 class FillingWorker:
     """Fills the generation of the settings.
 
     Args:
+        filling: Of that generation.
         is_stopped: Asked now and then: whether to write what there is and return.
-        lease_ms: How long a claim outlives this worker.
     """
 
     def __init__(
-        self, settings: Settings, engine: Engine, is_stopped: Callable[[], bool], lease_ms: int = LEASE_MS
+        self,
+        settings: Settings,
+        engine: Engine,
+        filling: RedisFilling,
+        is_stopped: Callable[[], bool],
+        limits: Limits = DEFAULT_LIMITS,
     ) -> None:
         self._settings = settings
         self._name = settings.redis.generation
         self._engine = engine
         self._is_stopped = is_stopped
         self._rule = read_bundle(bundle_path(settings.model.bundle)).config.window
-        self._filling = RedisFilling(settings.redis, self._name, uuid4().hex, lease_ms)
+        self._filling = filling
+        self._limits = limits
         self._admin = LogAdmin(settings.kafka)
         self._producer: Producer | None = None
 
     def close(self) -> None:
-        """Close the connections."""
-        self._filling.close()
+        """Close the connections to Kafka."""
         self._admin.close()
 
     def run(self) -> None:
@@ -175,12 +192,12 @@ class FillingWorker:
         return True
 
     def _fill_from_frames(self, plan: Plan, extent: SourceRange, progress: Progress) -> None:
-        filler = self._filler(plan, extent.partition, progress, _CACHE_BYTES)
+        filler = self._filler(plan, extent.partition, progress, self._limits.cache_bytes)
         # 2. Read and advance.
         if progress.next < extent.end:
             partition = Partition(extent.topic, extent.partition)
             with closing(RangeReader(self._settings.kafka, partition, progress.next, extent.end)) as reader:
-                for messages in _steps_of_frames(reader):
+                for messages in _steps_of_frames(reader, self._limits):
                     if messages:
                         filler.add(messages)
                     self._filling.keep({extent.partition: filler.progress})
@@ -191,12 +208,12 @@ class FillingWorker:
         filler.finish()
 
     def _fill_from_events(self, plan: Plan, progress: Mapping[int, Progress]) -> None:
-        cache_bytes = _CACHE_BYTES // len(progress)
+        cache_bytes = self._limits.cache_bytes // len(progress)
         fillers = {number: self._filler(plan, number, each, cache_bytes) for number, each in progress.items()}
         source = source_of(plan, self._settings)
         # 2. Read all of it, and advance the windows of the share's users.
         first = min(each.next for each in progress.values())
-        for step in _steps_of_events(source.read(first)):
+        for step in _steps_of_events(source.read(first), self._limits.step_events):
             of_partition: dict[int, list[SourceEvent]] = defaultdict(list)
             for event in step.events:
                 of_partition[partition_of(event.user_id, plan.partitions)].append(event)
@@ -242,22 +259,11 @@ class FillingWorker:
     def _go_on_or_end(self, plan: Plan) -> None:
         """Extend a plan that is done to where the log ends by now, or forget it if that is not far."""
         now_ms = round(time() * 1000)
-        took_ms = now_ms - plan.created_ms
-        # Under load a round may never be short: it ends where it does not get much shorter any more.
-        near = took_ms < _SHORT_ROUND_MS or (plan.before_ms is not None and took_ms > plan.before_ms / 2)
-        if not plan.follows or near:
+        if is_last_round(plan, now_ms):
             self._filling.end(plan)
             return
-        topic = self._settings.topics.interactions
-        extents = self._admin.extents(Partition(topic, number) for number in range(plan.partitions))
-        ranges = tuple(
-            msgspec.structs.replace(each, start=each.end, end=max(each.end, extents[Partition(topic, number)].end))
-            for number, each in enumerate(plan.ranges)
-        )
-        progress = {
-            number: msgspec.structs.replace(each, is_done=False) for number, each in self._progress(plan).items()
-        }
-        following = msgspec.structs.replace(plan, ranges=ranges, created_ms=now_ms, before_ms=took_ms)
+        following = next_round(plan, self._admin.extents(extents_of(plan)), now_ms)
+        progress = {number: replace(each, is_done=False) for number, each in self._progress(plan).items()}
         self._filling.begin(following, progress, plan)  # unless another worker was the faster
 
 
@@ -267,22 +273,22 @@ def _seal(plan: Plan, partition: int) -> Watermark:
     return Watermark(seal.offset, plan.topic_id, plan.partitions, marks)
 
 
-def _steps_of_frames(reader: RangeReader) -> Iterator[list[Message]]:
+def _steps_of_frames(reader: RangeReader, limits: Limits) -> Iterator[list[Message]]:
     """The messages in order, some at a time; nothing where none came for a moment."""
     messages: list[Message] = []
     size = 0
     while reader.unfinished:
-        read = reader.read(_READ_FRAMES, _READ_WAIT_S)
+        read = reader.read(limits.read_frames, _READ_WAIT_S)
         messages += read
         size += sum(len(message.value or b"") for message in read)
-        if size >= _STEP_BYTES or not read:
+        if size >= limits.step_bytes or not read:
             yield messages
             messages, size = [], 0
     if messages:
         yield messages
 
 
-def _steps_of_events(batches: Iterator[Batch]) -> Iterator[Batch]:
+def _steps_of_events(batches: Iterator[Batch], step_events: int) -> Iterator[Batch]:
     """Larger batches."""
     events: list[SourceEvent] = []
     bad: list[int] = []
@@ -291,7 +297,7 @@ def _steps_of_events(batches: Iterator[Batch]) -> Iterator[Batch]:
         events += batch.events
         bad += batch.bad
         end = batch.next
-        if len(events) >= _STEP_EVENTS:
+        if len(events) >= step_events:
             yield Batch(end, events, bad)
             events, bad = [], []
     if end:

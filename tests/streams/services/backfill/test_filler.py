@@ -9,12 +9,16 @@ import pytest
 from export.pooling import write_pooling_bundle
 from models.bundle import Bundle, read_bundle
 from models.spec import WindowRule
+from streams.contracts.frame import InvalidFrame, Source
 from streams.contracts.generation import Progress
-from streams.contracts.recommendation import decode_recommendation
+from streams.contracts.recommendation import Recommendation, decode_recommendation
 from streams.interest.encode import Encoder
 from streams.interest.engine import Engine, UserRow
+from streams.interest.window import Arrival
 from streams.log.topics import Message
-from streams.services.backfill.filler import PartitionFiller
+from streams.services.arrivals import add_arrivals
+from streams.services.backfill.events import SourceEvent
+from streams.services.backfill.filler import Lists, PartitionFiller
 from streams.store.memory import MemoryStore
 from streams.store.protocol import Watermark
 from streams.store.redis.filling import FilledWindow
@@ -136,7 +140,14 @@ def live(log: InteractionsLog, engine: Engine) -> tuple[MemoryStore, Worker]:
     return store, worker
 
 
-def filler_of(store: MemoryFilling, engine: Engine, cache_bytes: int) -> PartitionFiller:
+def filler_of(
+    store: MemoryFilling,
+    engine: Engine,
+    cache_bytes: int,
+    *,
+    seal: Watermark | None = None,
+    lists: Lists | None = None,
+) -> PartitionFiller:
     return PartitionFiller(
         store,
         engine,
@@ -147,12 +158,21 @@ def filler_of(store: MemoryFilling, engine: Engine, cache_bytes: int) -> Partiti
         memory=MEMORY,
         progress=store.progress,
         cache_bytes=cache_bytes,
+        seal=seal,
+        lists=lists,
     )
 
 
-def fill(log: InteractionsLog, store: MemoryFilling, engine: Engine, cache_bytes: int, frames: int) -> None:
+def fill(
+    log: InteractionsLog,
+    store: MemoryFilling,
+    engine: Engine,
+    cache_bytes: int,
+    frames: int,
+    lists: Lists | None = None,
+) -> None:
     """From where the store's progress is to the end, some frames at a time."""
-    filler = filler_of(store, engine, cache_bytes)
+    filler = filler_of(store, engine, cache_bytes, lists=lists)
     messages = [
         Message("interactions", 0, received.offset, NOW_MS, None, received.raw, ())
         for received in log.read(0, store.progress.next)
@@ -162,7 +182,54 @@ def fill(log: InteractionsLog, store: MemoryFilling, engine: Engine, cache_bytes
     filler.finish()
 
 
-def check_equal(store: MemoryFilling, expected: MemoryStore) -> None:
+def records_of(log: InteractionsLog, rng: random.Random) -> list[SourceEvent | None]:
+    """The events of a log as another source would hold them, each once, with records between them that are none."""
+    arrivals: dict[str, list[Arrival]] = {}
+    marks: dict[Source, int] = {}
+    records: list[SourceEvent | None] = []
+    for received in log.read(0, 0):
+        frame = received.decoded()
+        if isinstance(frame, InvalidFrame):
+            continue
+        add_arrivals(frame, marks, arrivals)
+        # One frame at a time, to have the events of all users in the order of the log again.
+        of_frame = sorted(
+            ((event.index, user, event) for user, events in arrivals.items() for event in events),
+            key=lambda found: found[0],
+        )
+        for _, user, event in of_frame:
+            while rng.random() < 0.1:
+                records.append(None)
+            source = event.source
+            records.append(
+                SourceEvent(
+                    user, event.item_id, event.type, event.time_ms, event.event_id, event.named,
+                    source.topic, source.topic_id, source.partition, event.offset, len(records),
+                )
+            )  # fmt: skip
+        arrivals.clear()
+    return records
+
+
+def fill_from(
+    records: Sequence[SourceEvent | None],
+    store: MemoryFilling,
+    engine: Engine,
+    cache_bytes: int,
+    count: int,
+    start: int,
+    seal: Watermark,
+) -> None:
+    """From a record that is not after the store's progress to the end, some records at a time."""
+    filler = filler_of(store, engine, cache_bytes, seal=seal)
+    for first in range(start, len(records), count):
+        some = records[first : first + count]
+        bad = [first + place for place, record in enumerate(some) if record is None]
+        filler.add_events([record for record in some if record is not None], first + len(some), bad)
+    filler.finish()
+
+
+def check_equal(store: MemoryFilling, expected: MemoryStore, watermark: Watermark | None = None) -> None:
     records = {record.user_id: record.row for record in expected.scan_users()}
     assert records.keys() == store.rows.keys()
     for user, row in records.items():
@@ -178,7 +245,7 @@ def check_equal(store: MemoryFilling, expected: MemoryStore) -> None:
         assert scores[0] == pytest.approx(scores[1], abs=1e-5)
         assert lists[0].trigger == lists[1].trigger, user
         assert lists[0].recommendation_id == lists[1].recommendation_id, user  # the same generation here
-    assert store.watermark == expected.read_watermarks([0])[0]
+    assert store.watermark == (watermark or expected.read_watermarks([0])[0])
     assert not store.waiting
     assert store.progress.is_done
 
@@ -213,6 +280,92 @@ def test_a_filler_that_dies_again_and_again_comes_to_the_same(bundle: Bundle, se
             deaths += 1
     assert deaths
     check_equal(store, expected)
+
+
+SEAL = Watermark(41, "id-of-interactions", 1, {CLICKS: 7})
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_events_of_another_source_give_what_their_frames_give(bundle: Bundle, seed: int) -> None:
+    log, engine, rng = busy_log(seed), engine_of(bundle), random.Random(seed)
+    expected, worker = live(log, engine)
+    records = records_of(log, rng)
+    store = MemoryFilling()
+    fill_from(records, store, engine, rng.choice((0, 2_000, 10**9)), rng.randint(1, 30), 0, SEAL)
+    check_equal(store, expected, SEAL)
+    counted = worker.events()
+    assert store.progress.events == sum(counted.get(outcome, 0) for outcome in ("applied", "repeat", "late"))
+    assert (store.progress.next, store.progress.bad) == (len(records), records.count(None))
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_a_filler_of_events_that_dies_again_and_again_comes_to_the_same(bundle: Bundle, seed: int) -> None:
+    log, engine, rng = busy_log(seed), engine_of(bundle), random.Random(seed)
+    expected, _ = live(log, engine)
+    records = records_of(log, rng)
+    store = MemoryFilling()
+    deaths = 0
+    while not store.progress.is_done:
+        store.writes_to_crash = rng.randint(0, 8 + deaths)
+        # Another partition of the share may be behind: what this one has already comes again.
+        start = rng.choice((store.progress.next, rng.randint(0, store.progress.next)))
+        try:
+            fill_from(records, store, engine, rng.choice((0, 0, 3_000)), rng.randint(1, 20), start, SEAL)
+        except Crash:
+            deaths += 1
+        # Live workers must not begin before it is whole.
+        assert (store.watermark is None) is not store.progress.is_done
+    assert deaths
+    check_equal(store, expected, SEAL)
+    assert store.progress.bad == records.count(None)
+
+
+class KeptLists:
+    """Lists that were sent."""
+
+    def __init__(self, every: int) -> None:
+        self.every = every
+        self.sent: list[tuple[str, Recommendation]] = []
+
+    def send(self, lists: Mapping[str, bytes]) -> None:
+        self.sent += [(user, decode_recommendation(raw)) for user, raw in lists.items()]
+
+
+@pytest.mark.parametrize("cache_bytes", [0, 10**9])
+def test_a_list_is_sent_once_a_user_has_had_so_many_events_since_the_last(bundle: Bundle, cache_bytes: int) -> None:
+    log, engine = InteractionsLog(), engine_of(bundle)
+    # Offsets 1 to 8 are ana's, each in a frame with one of bea's, of which only the first three are no repeats.
+    for number in range(1, 9):
+        log.append_events(
+            RawEvent("ana", ITEMS[number], number, NOW_MS + number),
+            RawEvent("bea", "item-1", number, NOW_MS + number, f"id-{min(number, 3)}", VIEWS),
+        )
+    one_by_one, by_fours = KeptLists(3), KeptLists(3)
+    for lists, frames in ((one_by_one, 1), (by_fours, 4)):
+        fill(log, MemoryFilling(), engine, cache_bytes, frames, lists)
+    sent = [(user, found.trigger.offset) for user, found in one_by_one.sent]
+    assert sent == [("ana", 3), ("bea", 3), ("ana", 6)]
+    assert [(user, found.trigger.offset) for user, found in by_fours.sent] == [("ana", 4), ("bea", 3), ("ana", 8)]
+    # Ana's window holds at most six and was not cut yet: after six events the list leaves out six of twelve items.
+    _, last = one_by_one.sent[-1]
+    assert not {item.item_id for item in last.items} & {ITEMS[number] for number in range(1, 7)}
+
+
+def test_a_list_is_not_forgotten_when_the_filler_dies(bundle: Bundle) -> None:
+    log, engine = InteractionsLog(), engine_of(bundle)
+    for number in range(1, 5):
+        log.append_events(RawEvent("ana", ITEMS[number], number, NOW_MS + number))
+    store, lists = MemoryFilling(), KeptLists(3)
+    # Two events are written, with the progress after them; the third is not.
+    store.writes_to_crash = 4
+    with pytest.raises(Crash):
+        fill(log, store, engine, 0, 1, lists)
+    assert (store.progress.next, [found.trigger.offset for _, found in lists.sent]) == (2, [3])
+    store.writes_to_crash = NO_CRASH
+    fill(log, store, engine, 0, 1, lists)
+    # At least once, and after a crash again under the same id.
+    assert [found.trigger.offset for _, found in lists.sent] == [3, 3]
+    assert len({found.recommendation_id for _, found in lists.sent}) == 1
 
 
 def test_a_filled_partition_is_filled_on_when_the_log_has_grown(bundle: Bundle) -> None:
