@@ -18,6 +18,7 @@ anything is not as it must be.
 
 import json
 import random
+import signal
 import sys
 import tempfile
 from dataclasses import asdict
@@ -71,6 +72,8 @@ def main(
         )
     # Standard output is for the outcome; logs go beside it.
     configure_logging("console", "error", "faults")
+    # As Ctrl-C: what was started is ended, and what was done is told.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     report = Report(random.SystemRandom().randrange(10**6) if seed is None else seed)
     if keep is not None:
         keep.mkdir(parents=True)

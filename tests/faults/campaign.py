@@ -123,6 +123,8 @@ def run_round(
             report.violation, report.failed_seed = f"{type(error).__name__}: {error}", seed
             report.log = on.pipeline.tails()
             report.lost, report.twice = _count_wrongs(on)
+        except KeyboardInterrupt:
+            report.violation, report.failed_seed = "interrupted before its end", seed
         else:
             report.events += account.raw
             report.applied += account.applied

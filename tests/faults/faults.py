@@ -13,7 +13,11 @@ from typing import Any, Final
 
 import psutil
 from confluent_kafka import ElectionType, KafkaError, KafkaException, TopicPartition
-from confluent_kafka.admin import AlterConfigOpType, ConfigEntry, ConfigResource
+from confluent_kafka.admin import (  # type: ignore[attr-defined]  # 2.16
+    AlterConfigOpType,
+    ConfigEntry,
+    ConfigResource,
+)
 
 from deploy.local.servers import KafkaServer
 from tests.faults import wrong_clock

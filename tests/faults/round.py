@@ -8,7 +8,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType, TracebackType
-from typing import Final, NamedTuple, Self
+from typing import Final, NamedTuple, Self, TypeVar
 
 from confluent_kafka.admin import AdminClient
 
@@ -29,6 +29,7 @@ _STEP_S: Final = 60.0
 _STOP_S: Final = 120.0
 KILLED: Final = -signal.SIGKILL
 _PARTITIONS: Final = 8
+_Answer = TypeVar("_Answer")
 # Small frames and batches, so that a step is reached often, and a batch is of several partitions.
 _SETTINGS: Final = {
     "INGEST__FRAME_EVENTS": "20",
@@ -161,12 +162,21 @@ class Round:
 
     def wait_for_progress(self) -> None:
         """Wait until everything is applied that is in the raw topics now."""
-        raw: dict[Partition, int] = {}
-        self.wait_until(lambda: raw.update(self.raw_ends()) or raw, "Kafka tells where the raw topics end")
+        raw = self._ask(self.raw_ends, "Kafka tells where the raw topics end")
         self.wait_until(lambda: self._is_committed(raw), "ingest has committed what was in the raw topics")
-        frames: dict[int, int] = {}
-        self.wait_until(lambda: frames.update(self.frame_ends()) or frames, "Kafka tells where the frames end")
+        frames = self._ask(self.frame_ends, "Kafka tells where the frames end")
         self.wait_until(lambda: self._is_applied(frames), "evolve has applied what was in the log")
+
+    def _ask(self, question: Callable[[], _Answer], what: str) -> _Answer:
+        """The answer, once Kafka and Redis give one."""
+        answers: list[_Answer] = []
+
+        def ask() -> bool:
+            answers.append(question())
+            return True
+
+        self.wait_until(ask, what)
+        return answers[0]
 
     def raw_ends(self) -> dict[Partition, int]:
         """Where each raw partition ends."""
