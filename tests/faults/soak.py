@@ -131,7 +131,7 @@ class Soak:
 def main(
     minutes: Annotated[float, typer.Option(min=0.5, help="How long.")] = 30.0,
     rate: Annotated[float | None, typer.Option(min=1, help="Events a second; default: 70 % of the top rate.")] = None,
-    out: Annotated[Path, typer.Option(help="The folder for soak.json and soak.png.")] = Path("soak"),
+    out: Annotated[Path, typer.Option(help="The folder for soak.json and soak.png.")] = Path(".local/soak"),
 ) -> None:
     """Run at a steady rate for a long time and watch memory, lag and freshness."""
     configure_logging("console", "error", "soak")
@@ -180,9 +180,7 @@ def _run(soak: Soak, directory: Path, seconds: float) -> None:
             wait_for(lambda: pipeline.waiting() <= 0, "what was sent is applied", 120.0)
 
 
-def _watch(
-    soak: Soak, rig: Rig, pipeline: live.Pipeline, reader: Assistant, redis: "Redis[bytes]", seconds: float
-) -> None:
+def _watch(soak: Soak, rig: Rig, pipeline: live.Pipeline, reader: Assistant, redis: Redis, seconds: float) -> None:
     processes = {service.name: psutil.Process(service.pid) for service in pipeline.services}
     processes |= {"kafka": psutil.Process(rig.kafka.pid), "redis": psutil.Process(rig.redis.pid)}
     users = watched_users(min(0.25, _WATCHED_A_SECOND / soak.rate))

@@ -93,6 +93,7 @@ class Traffic(threading.Thread):
         self._events = endless_events(names, seed)
         self._per_second = per_second
         self._stopping = threading.Event()
+        self._cancelled = False
         self._lock = threading.Lock()
         self._held: str | None = None
         self._waiting: list[Raw] = []
@@ -101,7 +102,8 @@ class Traffic(threading.Thread):
     def run(self) -> None:
         try:
             self._send_until_stopped()
-            self._pipeline.flush()
+            if not self._cancelled:
+                self._pipeline.flush()
         # Raised by `stop` again: in this thread nobody would see it.
         except BaseException as error:  # noqa: BLE001
             self._failure = error
@@ -132,6 +134,7 @@ class Traffic(threading.Thread):
 
     def cancel(self) -> None:
         """Send no more, whatever becomes of what was sent."""
+        self._cancelled = True
         self._stopping.set()
         if self.is_alive():
             self.join()
