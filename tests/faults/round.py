@@ -162,12 +162,12 @@ class Round:
 
     def wait_for_progress(self) -> None:
         """Wait until everything is applied that is in the raw topics now."""
-        raw = self._ask(self.raw_ends, "Kafka tells where the raw topics end")
-        self.wait_until(lambda: self._is_committed(raw), "ingest has committed what was in the raw topics")
-        frames = self._ask(self.frame_ends, "Kafka tells where the frames end")
+        raw = self.ask(self.raw_ends, "Kafka tells where the raw topics end")
+        self.wait_until(lambda: self.is_committed(raw), "ingest has committed what was in the raw topics")
+        frames = self.ask(self.frame_ends, "Kafka tells where the frames end")
         self.wait_until(lambda: self._is_applied(frames), "evolve has applied what was in the log")
 
-    def _ask(self, question: Callable[[], _Answer], what: str) -> _Answer:
+    def ask(self, question: Callable[[], _Answer], what: str) -> _Answer:
         """The answer, once Kafka and Redis give one."""
         answers: list[_Answer] = []
 
@@ -187,7 +187,8 @@ class Round:
         found = self.pipeline.ends(Partition(self.names.interactions, number) for number in range(_PARTITIONS))
         return {partition.number: end for partition, end in found.items()}
 
-    def _is_committed(self, raw: Mapping[Partition, int]) -> bool:
+    def is_committed(self, raw: Mapping[Partition, int]) -> bool:
+        """Whether ingest has committed so far."""
         committed = self.pipeline.committed_raw()
         return all((committed[place] or 0) >= end for place, end in raw.items())
 

@@ -130,6 +130,7 @@ class Traffic(threading.Thread):
         with self._lock:
             self._held = None
             self._pipeline.send(self._waiting)
+            self._pipeline.flush()
             self._waiting = []
 
     def cancel(self) -> None:
