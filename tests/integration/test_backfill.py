@@ -263,7 +263,7 @@ def test_a_part_of_the_log_is_what_its_options_say(live: Live) -> None:
     ]
     assert found["records"] == sum(ends[number] - starts[number] for number in range(PARTITIONS))
     kept = [frame for frame in frames if frame.offset >= starts[frame.partition]]
-    assert windows(live.rows_of("part")) == replayed([event for frame in kept for event in read_frame(frame)])
+    assert windows(live.rows_of("part")) == replayed([event for frame in kept for event in read_frame(frame, {})])
 
 
 def test_a_dry_run_says_what_would_be_read_and_writes_nothing(live: Live) -> None:
