@@ -400,6 +400,8 @@ class TopicSettings(_Section):
             # The bounds of an event's type in streams.contracts.event.
             if not 1 <= len(event_type) <= 64:
                 raise ValueError(f"topic {topic!r} should have a type of 1 to 64 characters, such as click")
+            if event_type.startswith("$"):
+                raise ValueError(f"topic {topic!r} should have a type that does not begin with $, such as click")
         return value
 
     @model_validator(mode="after")

@@ -12,7 +12,7 @@ from typing import NoReturn
 import typer
 from rich.console import Console
 
-from streams.cli import data, deadletters, demo, pipeline, serve, topics, traffic, users
+from streams.cli import data, deadletters, demo, people, pipeline, serve, topics, traffic, users
 from streams.errors import DriftlineError
 
 app = typer.Typer(
@@ -26,6 +26,7 @@ app = typer.Typer(
 demo.add_to(app)
 serve.add_to(app)
 traffic.add_to(app)
+people.add_to(app)
 pipeline.add_to(app)
 app.add_typer(users.app)
 app.add_typer(topics.app)

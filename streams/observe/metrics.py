@@ -123,7 +123,7 @@ class EvolveMetrics:
 
     Attributes:
         events: By `outcome`: applied; repeat (an app sent it twice); resent (ingest did); late (older than a full
-            window); dead_lettered.
+            window); erased (its user was, after it); control (it asks for something: `$erase`); dead_lettered.
         dead_letters: By `reason`.
         users: Rows written.
         frames: Frames applied.
@@ -165,7 +165,7 @@ class EvolveMetrics:
         return cls(
             events=_by(
                 "outcome",
-                ("applied", "repeat", "resent", "late", "dead_lettered"),
+                ("applied", "repeat", "resent", "late", "erased", "control", "dead_lettered"),
                 Counter(f"{prefix}_events_total", "Events taken from frames.", ["outcome"], registry=registry),
             ),
             dead_letters=Counter(f"{prefix}_dead_letters_total", "Dead letters.", ["reason"], registry=registry),

@@ -5,11 +5,16 @@ Everything that is queued is taken at once, over all partitions, up to a number 
 1. read the rows of its users, and the watermarks after them
 2. encode: advance every window, compute the vectors, rank the items
 3. produce the recommendations and wait for the broker's acknowledgement
-4. compare-and-swap rows and watermark in the store, once a partition, all in one round trip
-5. give the frames back, for the caller to acknowledge
+4. record who was erased, and remove their rows from every other generation that has not come to the erasure itself
+5. compare-and-swap rows and watermark in the store, once a partition, all in one round trip
+6. give the frames back, for the caller to acknowledge
 
-A crash before 4 leaves the old state: the frames are read again and the same recommendations go out again, under the
+A crash before 5 leaves the old state: the frames are read again and the same recommendations go out again, under the
 same ids. A crash after it leaves the new state: the frames are below the watermark and are skipped.
+
+4 comes before 5, for a frame below the watermark is looked at by nobody again: what it asks for is done by then. Done
+twice it is the same: of a user's erasures the latest counts, and a row that is gone stays gone. Nor can a stale worker
+take away what came after: a generation whose watermark is past the erasure keeps its row.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -23,6 +28,7 @@ import stamina
 import structlog
 
 from streams.contracts.dead_letter import DeadLetter, Headers
+from streams.contracts.erasure import Erasures
 from streams.contracts.frame import (
     MAX_FRAME_USERS,
     Frame,
@@ -39,14 +45,14 @@ from streams.errors import (
     StoreLostTail,
     StoreUnavailable,
 )
-from streams.interest.engine import StageSeconds, UserEvents, UserUpdate
+from streams.interest.engine import StageSeconds, UserEvents, UserRow, UserUpdate
 from streams.interest.window import Arrival, InvalidState
 from streams.log.topics import Extent, Partition, Topic
 from streams.observe.health import Health
 from streams.observe.metrics import EvolveMetrics
-from streams.services.arrivals import add_arrivals
+from streams.services.arrivals import Intake, add_arrivals
 from streams.settings import Settings
-from streams.store.protocol import Reading, StateStore, Swap, Watermark
+from streams.store.protocol import ErasureStore, Reading, StateStore, Swap, Watermark
 
 _logger = structlog.get_logger("driftline.evolve")
 
@@ -113,11 +119,19 @@ class _Part:
     """One partition's share of a batch."""
 
     frames: list[Received] = field(default_factory=list)
-    arrivals: dict[str, list[Arrival]] = field(default_factory=dict)
+    intake: Intake = field(default_factory=Intake)
     marks: dict[Source, int] = field(default_factory=dict)
     letters: list[DeadLetter] = field(default_factory=list)
-    resent: int = 0
     updates: list[UserUpdate] = field(default_factory=list)
+
+    @property
+    def arrivals(self) -> dict[str, list[Arrival]]:
+        """Events by user."""
+        return self.intake.arrivals
+
+    def rows(self) -> dict[str, UserRow]:
+        """New rows by user."""
+        return {update.user_id: update.row for update in self.updates if update.row is not None}
 
 
 class Applier:
@@ -136,6 +150,7 @@ class Applier:
         outbox: Outbox,
         metrics: EvolveMetrics,
         health: Health,
+        erasure_store: ErasureStore,
     ) -> None:
         self._settings = settings
         self._topic = topic
@@ -144,6 +159,10 @@ class Applier:
         self._outbox = outbox
         self._metrics = metrics
         self._health = health
+        self._erasure_store = erasure_store
+        # Read at an assignment and added to by what is applied here: `$erase` comes to the partition of its user, so of
+        # these partitions no other worker records any. One that a person recorded by hand comes in the log as well.
+        self._erasures = Erasures()
         self._positions: dict[int, _Position] = {}
 
     def assign(
@@ -165,6 +184,7 @@ class Applier:
             StateRefused: Store and log do not belong together.
         """
         self._check_partition_count()
+        self._erasures = self._retrying("store_read", self._erasure_store.read)
         watermarks = self._retrying("store_read", lambda: self._store.read_watermarks(partitions))
         positions = {}
         for partition in partitions:
@@ -202,7 +222,9 @@ class Applier:
             self._encode(parts, readings)
             # 3. Produce, and wait.
             self._produce(parts)
-            # 4. Compare and swap.
+            # 4. Record erasures.
+            self._erase(parts)
+            # 5. Compare and swap.
             applied = self._swap(parts)
             for partition, part in parts.items():
                 if partition in applied:
@@ -274,10 +296,10 @@ class Applier:
         if part.frames and len(part.arrivals.keys() | set(frame.user)) > MAX_FRAME_USERS:
             return False
         part.frames.append(received)
-        part.resent += add_arrivals(frame, part.marks, part.arrivals)
+        add_arrivals(frame, received.offset, part.marks, self._erasures, part.intake)
         return True
 
-    # The five steps
+    # The steps
 
     def _read(self, parts: Mapping[int, _Part]) -> Mapping[int, Reading]:
         wanted = {partition: list(part.arrivals) for partition, part in parts.items()}
@@ -292,8 +314,10 @@ class Applier:
         owners: list[_Part] = []
         for partition, part in parts.items():
             for (user, arrivals), row in zip(part.arrivals.items(), readings[partition].rows, strict=True):
+                has_window = user not in part.intake.ended
                 # Between vectors of two models there is no distance.
-                users.append(UserEvents(user, row.state, row.vector if row.model == model else None, arrivals))
+                vector = row.vector if has_window and row.model == model else None
+                users.append(UserEvents(user, row.state if has_window else None, vector, arrivals))
                 owners.append(part)
         seconds = StageSeconds()
         self._metrics.batch_users.observe(len(users))
@@ -371,26 +395,30 @@ class Applier:
         self._metrics.recommendations.inc(self._retrying("produce", produce))
         self._metrics.produce_seconds.observe(perf_counter() - started)
 
+    def _erase(self, parts: Mapping[int, _Part]) -> None:
+        erasures = [erasure for part in parts.values() for erasure in part.intake.erasures]
+        if not erasures:
+            return
+        found = Erasures()
+        for erasure in erasures:
+            found.add(erasure.user_id, erasure.erased_ms)
+        topic = self._topic
+        self._retrying("store_swap", lambda: self._erasure_store.record(found))
+        self._retrying("store_swap", lambda: self._erasure_store.forget(erasures, topic.topic_id, topic.partitions))
+        self._erasures.update(found)
+        for digest, erased_ms in found.items():
+            _logger.info("erased", user_digest=digest, erased_ms=erased_ms)
+
     def _swap(self, parts: Mapping[int, _Part]) -> set[int]:
         """Write every partition; returns those that are written. The others have moved on and are read again."""
-        swaps = [
-            Swap(
-                partition,
-                self._positions[partition].applied,
-                Watermark(
-                    part.frames[-1].offset,
-                    self._topic.topic_id,
-                    self._topic.partitions,
-                    {
-                        source: offset
-                        for source, offset in part.marks.items()
-                        if self._positions[partition].marks.get(source) != offset
-                    },
-                ),
-                {update.user_id: update.row for update in part.updates if update.row is not None},
-            )
-            for partition, part in parts.items()
-        ]
+        swaps = []
+        for partition, part in parts.items():
+            known = self._positions[partition]
+            marks = {source: offset for source, offset in part.marks.items() if known.marks.get(source) != offset}
+            watermark = Watermark(part.frames[-1].offset, self._topic.topic_id, self._topic.partitions, marks)
+            rows = part.rows()
+            ended = [user for user in part.intake.ended if user not in rows]
+            swaps.append(Swap(partition, known.applied, watermark, rows, ended))
         if not swaps:
             return set()
         started = perf_counter()
@@ -527,7 +555,9 @@ class Applier:
             "applied": len(ages),
             "repeat": sum(update.repeats for update in part.updates),
             "late": sum(update.late for update in part.updates),
-            "resent": part.resent,
+            "resent": part.intake.resent,
+            "erased": part.intake.erased,
+            "control": part.intake.controls,
             "dead_lettered": len(part.letters),
         }
         for outcome, count in counts.items():

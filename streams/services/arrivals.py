@@ -1,21 +1,57 @@
 """From a frame to the new events of each user: the same for live workers and for replays."""
 
+from dataclasses import dataclass, field
+
+from streams.contracts.erasure import Erasure, Erasures
+from streams.contracts.event import ERASE
 from streams.contracts.frame import Frame, Source, event_ids
 from streams.interest.window import Arrival
 
 
-def add_arrivals(frame: Frame, marks: dict[Source, int], arrivals: dict[str, list[Arrival]]) -> int:
+@dataclass(slots=True)
+class Intake:
+    """What frames hold that is new.
+
+    Attributes:
+        arrivals: Events by user, in the order of the log; of a user whose window ended, those after its end.
+        ended: Users whose window ended, each with the offset of the frame in which it did so last. They are in
+            ``arrivals`` too, though perhaps without any.
+        erasures: The `$erase` events.
+        resent: Events left out because ingest had sent them before.
+        erased: Events left out because their user was erased after them.
+        controls: Events that ask for something.
+    """
+
+    arrivals: dict[str, list[Arrival]] = field(default_factory=dict)
+    ended: dict[str, int] = field(default_factory=dict)
+    erasures: list[Erasure] = field(default_factory=list)
+    resent: int = 0
+    erased: int = 0
+    controls: int = 0
+
+    def end(self, user: str, frame_offset: int) -> list[Arrival]:
+        """End a user's window; returns the events of these frames that were in it."""
+        before = self.arrivals.get(user, [])
+        self.arrivals[user] = []
+        self.ended[user] = frame_offset
+        return before
+
+
+def add_arrivals(frame: Frame, frame_offset: int, marks: dict[Source, int], erasures: Erasures, intake: Intake) -> None:
     """Add a frame's new events to those of each user, in the order of the log.
 
-    Args:
-        marks: For each raw partition the highest raw offset seen; moved on. An event at or below it was sent again.
-        arrivals: New events by user; added to.
+    An event that came into Kafka before its user was erased is left out wherever in the log it lies: ingest may have
+    read it late, or somebody sent it again. Only the `$erase` itself always counts.
 
-    Returns:
-        How many events were left out because ingest had sent them before.
+    Args:
+        frame_offset: Of the frame in `interactions`.
+        marks: For each raw partition the highest raw offset seen; moved on. An event at or below it was sent again.
+        erasures: What was recorded before.
+        intake: Added to.
     """
-    resent = 0
-    sources, ids = frame.sources, event_ids(frame)
+    sources, ids, arrivals = frame.sources, event_ids(frame), intake.arrivals
+    erases = ERASE in frame.type
+    just_erased = {erasure.user_id: erasure.erased_ms for erasure in intake.erasures}
     columns = zip(
         frame.source, frame.offset, frame.user, frame.time_ms, ids, frame.item, frame.type, frame.event_id,
         frame.appended_ms, strict=True,
@@ -23,13 +59,23 @@ def add_arrivals(frame: Frame, marks: dict[Source, int], arrivals: dict[str, lis
     for index, (source_index, offset, user, time_ms, event_id, item, kind, given, appended_ms) in enumerate(columns):
         source = sources[source_index]
         if offset <= marks.get(source, -1):
-            resent += 1
+            intake.resent += 1
             continue
         marks[source] = offset
+        if erases and kind == ERASE:
+            intake.controls += 1
+            intake.erased += len(intake.end(user, frame_offset))
+            intake.erasures.append(Erasure(user, appended_ms, frame_offset))
+            just_erased[user] = max(appended_ms, just_erased.get(user, appended_ms))
+            continue
+        if (just_erased and appended_ms <= just_erased.get(user, -1)) or (
+            erasures and erasures.covers(user, appended_ms)
+        ):
+            intake.erased += 1
+            continue
         arrival = Arrival(time_ms, event_id, item, kind, given is not None, source, offset, appended_ms, frame, index)
         of_user = arrivals.get(user)
         if of_user is None:
             arrivals[user] = [arrival]
         else:
             of_user.append(arrival)
-    return resent

@@ -80,7 +80,9 @@ class Evolve:
         # A worker whom Redis refuses ends before it takes partitions from others. One that is away may come back.
         with suppress(StoreUnavailable):
             parts.store.partitions()
-        self._applier = Applier(settings, self._topic, parts.store, parts.engine, parts.outbox, metrics, health)
+        self._applier = Applier(
+            settings, self._topic, parts.store, parts.engine, parts.outbox, metrics, health, parts.erasures
+        )
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="apply")
         self._queue: asyncio.Queue[Received] = asyncio.Queue(settings.evolve.queue_frames)
         self._stopping = asyncio.Event()

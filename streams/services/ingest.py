@@ -22,7 +22,7 @@ import stamina
 import structlog
 
 from streams.contracts.dead_letter import DeadLetter
-from streams.contracts.event import InvalidEvent, decode_event, event_time_ms
+from streams.contracts.event import ERASE, InvalidEvent, decode_event, event_time_ms
 from streams.contracts.frame import Frame, FrameBuilder, Source, encode_frame, partition_of
 from streams.errors import DeliveryFailed
 from streams.log.admin import LogAdmin
@@ -122,7 +122,10 @@ class Ingest:
             except InvalidEvent as error:
                 letters.append(_letter(message, error, stage))
                 continue
-            partition = partition_of(event.user_id, self._partitions)
+            if event.type == ERASE:
+                # Dated in the future, as by a clock that is ahead, it would keep out what the person does next.
+                appended_ms = min(appended_ms, now_ms)
+            partition = partition_of(event.window_of, self._partitions)
             builder = builders.get(partition)
             if builder is None:
                 builder = builders[partition] = FrameBuilder(settings.frame_events, settings.frame_bytes)

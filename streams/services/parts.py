@@ -9,8 +9,8 @@ from streams.log.producer import Producer
 from streams.services.applier import EngineLike, Outbox
 from streams.services.bundle import bundle_path
 from streams.settings import Settings
-from streams.store.protocol import StateStore
-from streams.store.redis import RedisStore
+from streams.store.protocol import ErasureStore, StateStore
+from streams.store.redis import RedisErasures, RedisStore
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +20,7 @@ class Parts:
     store: StateStore
     engine: EngineLike
     outbox: Outbox
+    erasures: ErasureStore
 
 
 def open_engine(settings: Settings) -> tuple[Engine, Encoder]:
@@ -50,4 +51,4 @@ def open_engine(settings: Settings) -> tuple[Engine, Encoder]:
 
 def open_parts(settings: Settings, engine: Engine) -> Parts:
     """Connect to Redis and Kafka; both connections are made at first use."""
-    return Parts(RedisStore(settings.redis), engine, Producer(settings.kafka))
+    return Parts(RedisStore(settings.redis), engine, Producer(settings.kafka), RedisErasures(settings.redis))

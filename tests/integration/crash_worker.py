@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from prometheus_client import CollectorRegistry
 
 from streams.contracts.dead_letter import Headers
+from streams.contracts.erasure import Erasure, Erasures
 from streams.interest.engine import StageSeconds, UserEvents, UserUpdate
 from streams.log.producer import Producer
 from streams.observe.health import Health
@@ -28,12 +29,14 @@ from streams.services.ingest import Ingest
 from streams.services.parts import Parts, open_engine
 from streams.settings import Settings, load_settings
 from streams.store.protocol import Swap, SwapResult
-from streams.store.redis import RedisStore
+from streams.store.redis import RedisErasures, RedisStore
 
 AFTER_ENCODE = "after-encode"
 AFTER_PRODUCE = "after-produce"
 BETWEEN_SWAPS = "between-swaps"
 AFTER_SWAP = "after-swap"
+AFTER_RECORD = "after-record"
+AFTER_FORGET = "after-forget"
 AFTER_ACK = "after-ack"
 FREEZE_BEFORE_SWAP = "freeze-before-swap"
 BEFORE_RAW_COMMIT = "before-raw-commit"
@@ -114,6 +117,20 @@ class FusedStore(RedisStore):
         return results
 
 
+class FusedErasures(RedisErasures):
+    """Dies when erasures are recorded, or when rows of other generations are gone as well, and the own ones are not."""
+
+    fuse: Fuse
+
+    def record(self, erasures: Erasures) -> None:
+        super().record(erasures)
+        self.fuse.at(AFTER_RECORD)
+
+    def forget(self, erasures: Sequence[Erasure], topic_id: str, partitions: int) -> None:
+        super().forget(erasures, topic_id, partitions)
+        self.fuse.at(AFTER_FORGET)
+
+
 class FusedEvolve(Evolve):
     """Dies when frames are acknowledged, and Kafka does not know that yet."""
 
@@ -140,8 +157,8 @@ def run_evolve(settings: Settings, fuse: Fuse, health: Health, registry: Collect
     """As `driftline evolve`."""
     engine, _ = open_engine(settings)
     outbox = FusedOutbox(Producer(settings.kafka), fuse)
-    parts = Parts(FusedStore(settings.redis), FusedEngine(engine, fuse), outbox)
-    FusedStore.fuse = FusedEvolve.fuse = fuse
+    parts = Parts(FusedStore(settings.redis), FusedEngine(engine, fuse), outbox, FusedErasures(settings.redis))
+    FusedStore.fuse = FusedErasures.fuse = FusedEvolve.fuse = fuse
     asyncio.run(FusedEvolve(settings, parts, EvolveMetrics.on(registry), health).run())
 
 

@@ -4,6 +4,10 @@ Windows are kept in memory and written now and then, when they take up their sha
 the offset of the frame up to which it is advanced, then, in one step, the partition's progress and its watermark. After
 a crash some windows are ahead of the watermark; the frames between are read again, and what a window already holds is
 told by that offset.
+
+A window that ends in the log is removed before any is written, so that what comes after it begins anew; a crash leaves it
+out of the store, where the same frames end it once more. Whoever is erased while a backfill runs is looked for after each
+write: the live worker records an erasure first and removes rows then, so that one of the two sees what the other did.
 """
 
 from collections.abc import Mapping, Sequence
@@ -23,7 +27,6 @@ from streams.errors import DriftlineError, StateRefused
 from streams.interest.engine import UserRow, UserWindow, trigger_of
 from streams.interest.window import (
     EMPTY_STATE,
-    Arrival,
     InvalidState,
     UserState,
     advance_window,
@@ -31,8 +34,8 @@ from streams.interest.window import (
     encode_state,
 )
 from streams.log.topics import Message
-from streams.services.arrivals import add_arrivals
-from streams.store.protocol import Watermark
+from streams.services.arrivals import Intake, add_arrivals
+from streams.store.protocol import ErasureStore, Watermark
 from streams.store.redis.filling import FilledWindow
 
 _logger = structlog.get_logger("driftline.backfill")
@@ -66,6 +69,9 @@ class FillingStore(Protocol):
 
     def write_rows(self, partition: int, expected: int | None, rows: Mapping[str, UserRow]) -> None:
         """Write encoded rows."""
+
+    def end_windows(self, partition: int, expected: int | None, users: Sequence[str]) -> None:
+        """Remove the rows of users."""
 
     def unencoded(self, partition: int, count: int) -> list[str]:
         """Up to ``count`` users whose vectors are still to come."""
@@ -101,6 +107,7 @@ class PartitionFiller:
         memory: Event ids remembered a user.
         progress: How far the partition was when this worker claimed it.
         cache_bytes: Windows are written when they take up more.
+        erasures: Of whom older events are left out.
     """
 
     def __init__(
@@ -115,6 +122,7 @@ class PartitionFiller:
         memory: int,
         progress: Progress,
         cache_bytes: int,
+        erasures: ErasureStore,
     ) -> None:
         self._store = store
         self._engine = engine
@@ -124,6 +132,8 @@ class PartitionFiller:
         self._rule = rule
         self._memory = memory
         self._cache_bytes = cache_bytes
+        self._erasure_store = erasures
+        self._erasures = erasures.read()
         self.progress = progress
         watermark = store.read_watermark(partition)
         self._expected = None if watermark is None else watermark.offset
@@ -131,11 +141,13 @@ class PartitionFiller:
         self._windows: dict[str, FilledWindow] = {}
         # Of windows that a crash left ahead of the watermark: the frame up to which they are advanced.
         self._ahead: dict[str, int] = {}
+        # Whose row in the store is of a window that has ended since.
+        self._ended: set[str] = set()
         self._bytes = 0
 
     def add(self, messages: Sequence[Message]) -> None:
         """Advance the windows by frames that follow those added before."""
-        arrivals: dict[str, list[Arrival]] = {}
+        intake = Intake()
         offsets: dict[int, int] = {}
         bad = 0
         for message in messages:
@@ -145,13 +157,18 @@ class PartitionFiller:
                 bad += 1  # dead-lettered when it was live
                 continue
             offsets[id(frame)] = message.offset
-            add_arrivals(frame, self._marks, arrivals)
+            add_arrivals(frame, message.offset, self._marks, self._erasures, intake)
+        for erasure in intake.erasures:
+            self._erasures.add(erasure.user_id, erasure.erased_ms)
         last = messages[-1].offset
-        self._read([user for user in arrivals if user not in self._windows], messages[0].offset)
+        unread = [user for user in intake.arrivals if user not in self._windows and user not in self._ended]
+        self._read(unread, messages[0].offset)
         events = repeats = late = 0
-        for user, of_user in arrivals.items():
-            window = self._windows.get(user)
+        for user, of_user in intake.arrivals.items():
             ahead = self._ahead.get(user)
+            if intake.ended.get(user, -1) > (-1 if ahead is None else ahead):
+                self._end(user)
+            window = self._windows.get(user)
             new = of_user if ahead is None else [one for one in of_user if offsets[id(one.frame)] > ahead]
             advance = advance_window(self._state(user, window), new, self._rule, self._memory)
             events, repeats, late = events + len(of_user), repeats + advance.repeats, late + advance.late
@@ -168,12 +185,14 @@ class PartitionFiller:
     def flush(self) -> None:
         """Write every window that moved, and then how far the partition is."""
         moved = {user: window for user, window in self._windows.items() if window.trigger is not None}
+        self._store.end_windows(self._partition, self._expected, list(self._ended))
         self._store.write_windows(self._partition, self._expected, moved)
+        self._forget_erased(list(moved))
         offset = self.progress.next - 1
         watermark = Watermark(offset, self._topic_id, self._partitions, dict(self._marks)) if offset >= 0 else None
         self._store.checkpoint(self._partition, self._expected, self.progress, watermark)
         self._expected = self._expected if watermark is None else offset
-        self._windows, self._ahead, self._bytes = {}, {}, 0
+        self._windows, self._ahead, self._ended, self._bytes = {}, {}, set(), 0
 
     def finish(self) -> None:
         """Encode every window that is ahead of its vector, and record that the partition is done."""
@@ -190,6 +209,7 @@ class PartitionFiller:
                 self._expected,
                 {window.user_id: row for window, row in zip(windows, rows, strict=True)},
             )
+            self._forget_erased([window.user_id for window in windows])
         self.progress = msgspec.structs.replace(self.progress, is_done=True)
         self._store.checkpoint(self._partition, self._expected, self.progress)
 
@@ -200,6 +220,22 @@ class PartitionFiller:
             self._keep(user, window)
             if window.trigger is not None and (frame := _moved_decoder.decode(window.trigger).frame) >= next_offset:
                 self._ahead[user] = frame
+
+    def _end(self, user: str) -> None:
+        window = self._windows.pop(user, None)
+        if window is not None:
+            self._bytes -= len(window.state) + _WINDOW_OVERHEAD
+        self._ahead.pop(user, None)
+        self._ended.add(user)
+
+    def _forget_erased(self, users: Sequence[str]) -> None:
+        """Remove those of whom an erasure has been recorded meanwhile: all that was read here is older."""
+        found = self._erasure_store.read_of(users)
+        if not found:
+            return
+        erased = [user for user in users if (found.erased_ms(user) or -1) > (self._erasures.erased_ms(user) or -1)]
+        self._store.end_windows(self._partition, self._expected, erased)
+        self._erasures.update(found)
 
     def _keep(self, user: str, window: FilledWindow) -> None:
         before = self._windows.get(user)

@@ -10,7 +10,7 @@ from models.bundle import Bundle
 from models.spec import Vectors
 from models.windows import WindowInputs
 from streams.contracts.dead_letter import Headers
-from streams.contracts.event import Event
+from streams.contracts.event import IDENTIFY, Event
 from streams.contracts.frame import FrameBuilder, Source, encode_frame, partition_of
 from streams.interest.encode import Encoder
 from streams.interest.engine import Engine, EngineRules, VectorEncoder
@@ -20,7 +20,8 @@ from streams.observe.health import Health
 from streams.observe.metrics import EvolveMetrics
 from streams.services.applier import Applier, EngineLike, Outbox, Received
 from streams.settings import EvolveSettings, RecommendationSettings, Settings
-from streams.store.protocol import StateStore
+from streams.store.memory import MemoryErasures
+from streams.store.protocol import ErasureStore, StateStore
 
 CLICKS = Source("clicks", "id-of-clicks", 0)
 VIEWS = Source("views", "id-of-views", 0)
@@ -46,6 +47,13 @@ class RawEvent(NamedTuple):
         """Its own id, or the one that its place gives it."""
         return self.event_id or f"{self.source.topic}-{self.source.partition}-{self.offset}"
 
+    @property
+    def decoded(self) -> Event:
+        """As ingest decodes it; of `$identify` the user is the anonymous one, the item the one that it is."""
+        if self.type == IDENTIFY:
+            return Event(self.item, type=IDENTIFY, anonymous_id=self.user, event_id=self.event_id)
+        return Event(self.user, self.item, self.type, event_id=self.event_id)
+
 
 def pack(events: Sequence[RawEvent], partitions: int, max_events: int = 1000) -> dict[int, list[bytes]]:
     """What ingest makes of a batch: frames by partition of `interactions`."""
@@ -53,7 +61,7 @@ def pack(events: Sequence[RawEvent], partitions: int, max_events: int = 1000) ->
     for event in events:
         builder = builders.setdefault(partition_of(event.user, partitions), FrameBuilder(max_events, 10**6))
         builder.add(
-            Event(event.user, event.item, event_id=event.event_id),
+            event.decoded,
             event.source,
             event.offset,
             event.time_ms,
@@ -173,6 +181,7 @@ class Worker:
     engine: EngineLike
     outbox: Outbox
     settings: Settings = field(default_factory=settings_of)
+    erasures: ErasureStore = field(default_factory=MemoryErasures)
 
     def __post_init__(self) -> None:
         self.registry = CollectorRegistry()
@@ -188,6 +197,7 @@ class Worker:
             self.outbox,
             EvolveMetrics.on(self.registry),
             self.health,
+            self.erasures,
         )
 
     def assign(self, partitions: Sequence[int] | None = None, *, rebuild: bool = False) -> dict[int, int]:

@@ -15,7 +15,7 @@ from streams.interest.encode import Encoder
 from streams.interest.engine import Engine, UserRow
 from streams.log.topics import Message
 from streams.services.backfill.filler import PartitionFiller
-from streams.store.memory import MemoryStore
+from streams.store.memory import MemoryErasures, MemoryStore
 from streams.store.protocol import Watermark
 from streams.store.redis.filling import FilledWindow
 from tests.streams.services.workbench import (
@@ -51,6 +51,7 @@ class MemoryFilling:
         self.progress = Progress(0)
         self.watermark: Watermark | None = None
         self.writes_to_crash = NO_CRASH
+        self.erasures = MemoryErasures()
 
     def read_windows(self, partition: int, users: Sequence[str]) -> list[FilledWindow | None]:
         return [self.windows.get(user) for user in users]
@@ -61,6 +62,14 @@ class MemoryFilling:
             self._write()
             self.windows[user] = window
             self.waiting.add(user)
+
+    def end_windows(self, partition: int, expected: int | None, users: Sequence[str]) -> None:
+        self._check(expected)
+        for user in users:
+            self._write()
+            self.windows.pop(user, None)
+            self.rows.pop(user, None)
+            self.waiting.discard(user)
 
     def write_rows(self, partition: int, expected: int | None, rows: Mapping[str, UserRow]) -> None:
         self._check(expected)
@@ -147,6 +156,7 @@ def filler_of(store: MemoryFilling, engine: Engine, cache_bytes: int) -> Partiti
         memory=MEMORY,
         progress=store.progress,
         cache_bytes=cache_bytes,
+        erasures=store.erasures,
     )
 
 
