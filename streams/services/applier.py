@@ -400,8 +400,9 @@ class Applier:
         if not erasures:
             return
         found = Erasures()
-        for erasure in erasures:
-            found.add(erasure.user_id, erasure.erased_ms)
+        for part in parts.values():
+            for user, erased_ms in part.intake.erased_ms.items():
+                found.add(user, erased_ms)
         topic = self._topic
         self._retrying("store_swap", lambda: self._erasure_store.record(found))
         self._retrying("store_swap", lambda: self._erasure_store.forget(erasures, topic.topic_id, topic.partitions))

@@ -17,6 +17,7 @@ class Intake:
         ended: Users whose window ended, each with the offset of the frame in which it did so last. They are in
             ``arrivals`` too, though perhaps without any.
         erasures: The `$erase` events.
+        erased_ms: The latest time of those of each user.
         resent: Events left out because ingest had sent them before.
         erased: Events left out because their user was erased after them.
         controls: Events that ask for something.
@@ -25,6 +26,7 @@ class Intake:
     arrivals: dict[str, list[Arrival]] = field(default_factory=dict)
     ended: dict[str, int] = field(default_factory=dict)
     erasures: list[Erasure] = field(default_factory=list)
+    erased_ms: dict[str, int] = field(default_factory=dict)
     resent: int = 0
     erased: int = 0
     controls: int = 0
@@ -51,7 +53,7 @@ def add_arrivals(frame: Frame, frame_offset: int, marks: dict[Source, int], eras
     """
     sources, ids, arrivals = frame.sources, event_ids(frame), intake.arrivals
     erases = ERASE in frame.type
-    just_erased = {erasure.user_id: erasure.erased_ms for erasure in intake.erasures}
+    erased_ms = intake.erased_ms
     columns = zip(
         frame.source, frame.offset, frame.user, frame.time_ms, ids, frame.item, frame.type, frame.event_id,
         frame.appended_ms, strict=True,
@@ -66,11 +68,9 @@ def add_arrivals(frame: Frame, frame_offset: int, marks: dict[Source, int], eras
             intake.controls += 1
             intake.erased += len(intake.end(user, frame_offset))
             intake.erasures.append(Erasure(user, appended_ms, frame_offset))
-            just_erased[user] = max(appended_ms, just_erased.get(user, appended_ms))
+            erased_ms[user] = max(appended_ms, erased_ms.get(user, appended_ms))
             continue
-        if (just_erased and appended_ms <= just_erased.get(user, -1)) or (
-            erasures and erasures.covers(user, appended_ms)
-        ):
+        if (erased_ms and appended_ms <= erased_ms.get(user, -1)) or (erasures and erasures.covers(user, appended_ms)):
             intake.erased += 1
             continue
         arrival = Arrival(time_ms, event_id, item, kind, given is not None, source, offset, appended_ms, frame, index)

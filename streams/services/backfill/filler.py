@@ -20,6 +20,7 @@ import structlog
 from msgspec import Struct
 
 from models.spec import WindowRule
+from streams.contracts.erasure import Erasures
 from streams.contracts.frame import MAX_FRAME_USERS, InvalidFrame, Source, decode_frame
 from streams.contracts.generation import Progress
 from streams.contracts.recommendation import Trigger
@@ -134,6 +135,8 @@ class PartitionFiller:
         self._cache_bytes = cache_bytes
         self._erasure_store = erasures
         self._erasures = erasures.read()
+        # Live workers have done so, unless they wrote to another store or that one was lost.
+        self._unrecorded = Erasures()
         self.progress = progress
         watermark = store.read_watermark(partition)
         self._expected = None if watermark is None else watermark.offset
@@ -158,8 +161,9 @@ class PartitionFiller:
                 continue
             offsets[id(frame)] = message.offset
             add_arrivals(frame, message.offset, self._marks, self._erasures, intake)
-        for erasure in intake.erasures:
-            self._erasures.add(erasure.user_id, erasure.erased_ms)
+        for user, erased_ms in intake.erased_ms.items():
+            self._erasures.add(user, erased_ms)
+            self._unrecorded.add(user, erased_ms)
         last = messages[-1].offset
         unread = [user for user in intake.arrivals if user not in self._windows and user not in self._ended]
         self._read(unread, messages[0].offset)
@@ -188,6 +192,9 @@ class PartitionFiller:
         self._store.end_windows(self._partition, self._expected, list(self._ended))
         self._store.write_windows(self._partition, self._expected, moved)
         self._forget_erased(list(moved))
+        if self._unrecorded:
+            self._erasure_store.record(self._unrecorded)
+            self._unrecorded = Erasures()
         offset = self.progress.next - 1
         watermark = Watermark(offset, self._topic_id, self._partitions, dict(self._marks)) if offset >= 0 else None
         self._store.checkpoint(self._partition, self._expected, self.progress, watermark)

@@ -9,6 +9,8 @@ import pytest
 from export.pooling import write_pooling_bundle
 from models.bundle import Bundle, read_bundle
 from models.spec import WindowRule
+from streams.contracts.erasure import Erasures
+from streams.contracts.event import ERASE
 from streams.contracts.generation import Progress
 from streams.contracts.recommendation import decode_recommendation
 from streams.interest.encode import Encoder
@@ -16,7 +18,7 @@ from streams.interest.engine import Engine, UserRow
 from streams.log.topics import Message
 from streams.services.backfill.filler import PartitionFiller
 from streams.store.memory import MemoryErasures, MemoryStore
-from streams.store.protocol import Watermark
+from streams.store.protocol import ErasureStore, Watermark
 from streams.store.redis.filling import FilledWindow
 from tests.streams.services.workbench import (
     CLICKS,
@@ -51,7 +53,7 @@ class MemoryFilling:
         self.progress = Progress(0)
         self.watermark: Watermark | None = None
         self.writes_to_crash = NO_CRASH
-        self.erasures = MemoryErasures()
+        self.erasures: ErasureStore = MemoryErasures()
 
     def read_windows(self, partition: int, users: Sequence[str]) -> list[FilledWindow | None]:
         return [self.windows.get(user) for user in users]
@@ -112,8 +114,12 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     return read_bundle(path)
 
 
-def busy_log(seed: int) -> InteractionsLog:
-    """Frames of nine users with repeats, late events, events that ingest sent again, and a frame that is none."""
+def busy_log(seed: int, *, people: bool = False) -> InteractionsLog:
+    """Frames of nine users with repeats, late events, events that ingest sent again, and a frame that is none.
+
+    Args:
+        people: Some of the users ask to be erased.
+    """
     rng = random.Random(seed)
     log = InteractionsLog()
     offsets = {CLICKS: 0, VIEWS: 0}
@@ -127,6 +133,8 @@ def busy_log(seed: int) -> InteractionsLog:
             event_id = rng.choice((None, f"id-{rng.randrange(30)}"))
             user = f"user-{min(rng.randrange(9), rng.randrange(9))}"
             event = RawEvent(user, rng.choice(ITEMS), offsets[source], time_ms, event_id, source)
+            if people and rng.random() < 0.1:
+                event = event._replace(type=ERASE, item="")
             events.append(event)
             sent.append(event)
         if rng.random() < 0.2:
@@ -193,13 +201,18 @@ def check_equal(store: MemoryFilling, expected: MemoryStore) -> None:
     assert store.progress.is_done
 
 
+@pytest.mark.parametrize("people", [False, True])
 @pytest.mark.parametrize("seed", range(20))
-def test_filling_gives_what_live_workers_gave(bundle: Bundle, seed: int) -> None:
-    log, engine, rng = busy_log(seed), engine_of(bundle), random.Random(seed)
+def test_filling_gives_what_live_workers_gave(bundle: Bundle, seed: int, people: bool) -> None:
+    log, engine, rng = busy_log(seed, people=people), engine_of(bundle), random.Random(seed)
     expected, worker = live(log, engine)
     store = MemoryFilling()
+    if rng.random() < 0.5:
+        store.erasures = worker.erasures  # what the live worker recorded, else nothing but the log
     fill(log, store, engine, cache_bytes=rng.choice((0, 2_000, 10**9)), frames=rng.randint(1, 10))
     check_equal(store, expected)
+    if people:
+        return  # whether an event counts before its user is erased depends on where a batch ends
     counted = worker.events()
     progress = store.progress
     assert progress.repeats == counted.get("repeat", 0)
@@ -208,9 +221,10 @@ def test_filling_gives_what_live_workers_gave(bundle: Bundle, seed: int) -> None
     assert progress.bad == worker.dead_letters().get("invalid_frame", 0)
 
 
+@pytest.mark.parametrize("people", [False, True])
 @pytest.mark.parametrize("seed", range(40))
-def test_a_filler_that_dies_again_and_again_comes_to_the_same(bundle: Bundle, seed: int) -> None:
-    log, engine, rng = busy_log(seed), engine_of(bundle), random.Random(seed)
+def test_a_filler_that_dies_again_and_again_comes_to_the_same(bundle: Bundle, seed: int, people: bool) -> None:
+    log, engine, rng = busy_log(seed, people=people), engine_of(bundle), random.Random(seed)
     expected, _ = live(log, engine)
     store = MemoryFilling()
     deaths = 0
@@ -255,3 +269,21 @@ def test_an_event_that_breaks_the_model_is_left_out_and_the_others_count(bundle:
         record.user_id: record.row.state for record in expected.scan_users()
     }
     assert [item for _, _, item, _ in windows_of(expected)["ana"]] == ["item-1", "item-2"]
+
+
+@pytest.mark.parametrize("at", ["flush", "finish"])
+def test_whoever_is_erased_while_the_partition_is_filled_is_not_in_it(bundle: Bundle, at: str) -> None:
+    engine, log = engine_of(bundle), InteractionsLog()
+    log.append_events(RawEvent("ana", "item-1", 1), RawEvent("bea", "item-2", 2))
+    store = MemoryFilling()
+    filler = filler_of(store, engine, cache_bytes=10**9)
+    filler.add([Message("interactions", 0, 0, NOW_MS, None, log.frames[0][0], ())])
+    if at == "finish":
+        filler.flush()
+    asked = Erasures()
+    asked.add("ana", NOW_MS + 1)
+    store.erasures.record(asked)
+    filler.finish()
+    assert list(store.rows) == ["bea"]
+    assert list(store.windows) == ["bea"]
+    assert not store.waiting
