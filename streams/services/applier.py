@@ -4,21 +4,24 @@ Everything that is queued is taken at once, over all partitions, up to a number 
 
 1. read the rows of its users, and the watermarks after them
 2. encode: advance every window, compute the vectors, rank the items
-3. produce the recommendations and wait for the broker's acknowledgement
+3. produce the windows that `$identify` hands over to other users (`streams.services.handovers`), then the
+   recommendations, and wait for the broker's acknowledgement
 4. record who was erased, and remove their rows from every other generation that has not come to the erasure itself
 5. compare-and-swap rows and watermark in the store, once a partition, all in one round trip
 6. give the frames back, for the caller to acknowledge
 
 A crash before 5 leaves the old state: the frames are read again and the same recommendations go out again, under the
-same ids. A crash after it leaves the new state: the frames are below the watermark and are skipped.
+same ids, as do the same handovers, which the marks of the partitions that they go to tell. A crash after it leaves the new state: the frames are below the watermark and are skipped.
 
 4 comes before 5, for a frame below the watermark is looked at by nobody again: what it asks for is done by then. Done
 twice it is the same: of a user's erasures the latest counts, and a row that is gone stays gone. Nor can a stale worker
 take away what came after: a generation whose watermark is past the erasure keeps its row.
 """
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import zip_longest
 from time import perf_counter, time
 from typing import Final, Protocol, TypeVar
 
@@ -35,6 +38,7 @@ from streams.contracts.frame import (
     InvalidFrame,
     Source,
     decode_frame,
+    encode_frame,
     events_of,
 )
 from streams.errors import (
@@ -46,11 +50,12 @@ from streams.errors import (
     StoreUnavailable,
 )
 from streams.interest.engine import StageSeconds, UserEvents, UserRow, UserUpdate
-from streams.interest.window import Arrival, InvalidState
+from streams.interest.window import Advance, Arrival, InvalidState
 from streams.log.topics import Extent, Partition, Topic
 from streams.observe.health import Health
 from streams.observe.metrics import EvolveMetrics
 from streams.services.arrivals import Intake, add_arrivals
+from streams.services.handovers import Handover, handover_frames
 from streams.settings import Settings
 from streams.store.protocol import ErasureStore, Reading, StateStore, Swap, Watermark
 
@@ -64,8 +69,15 @@ _Result = TypeVar("_Result")
 class Outbox(Protocol):
     """Where recommendations and dead letters go; `streams.log.producer.Producer` is one."""
 
-    def send(self, topic: str, value: bytes | None, key: bytes | str | None = None, *, headers: Headers = ()) -> None:
-        """Hand over a message."""
+    def send(
+        self,
+        topic: str,
+        value: bytes | None,
+        key: bytes | str | None = None,
+        partition: int = -1,
+        headers: Headers = (),
+    ) -> None:
+        """Hand over a message; ``partition`` -1: by the key."""
 
     def flush(self) -> None:
         """Wait until all that was sent is acknowledged; raises `DeliveryFailed`."""
@@ -76,6 +88,9 @@ class EngineLike(Protocol):
 
     def evolve(self, users: Sequence[UserEvents], now_ms: int, seconds: StageSeconds | None = None) -> list[UserUpdate]:
         """Advance, encode, rank."""
+
+    def advance(self, user: UserEvents) -> Advance:
+        """Advance alone."""
 
     @property
     def model_version(self) -> str:
@@ -123,6 +138,8 @@ class _Part:
     marks: dict[Source, int] = field(default_factory=dict)
     letters: list[DeadLetter] = field(default_factory=list)
     updates: list[UserUpdate] = field(default_factory=list)
+    handovers: list[Handover] = field(default_factory=list)
+    handed: Counter[str] = field(default_factory=Counter)  # what became of events in windows that were handed over
 
     @property
     def arrivals(self) -> dict[str, list[Arrival]]:
@@ -219,8 +236,10 @@ class Applier:
             for partition in self._moved({p: r.offset for p, r in readings.items()}):
                 rest = [*parts.pop(partition).frames, *rest]
             # 2. Encode.
+            self._hand_over(parts, readings)
             self._encode(parts, readings)
             # 3. Produce, and wait.
+            self._produce_handovers(parts)
             self._produce(parts)
             # 4. Record erasures.
             self._erase(parts)
@@ -308,6 +327,21 @@ class Applier:
         self._metrics.store_read_seconds.observe(perf_counter() - started)
         return readings
 
+    def _hand_over(self, parts: Mapping[int, _Part], readings: Mapping[int, Reading]) -> None:
+        """Advance the windows that end with a `$identify`, as far as that."""
+        for partition, part in parts.items():
+            if not part.intake.identified:
+                continue
+            rows = dict(zip(part.arrivals, readings[partition].rows, strict=True))
+            for one in part.intake.identified:
+                state = None if one.is_whole else rows[one.anonymous_id].state
+                try:
+                    advance = self._engine.advance(UserEvents(one.anonymous_id, state, None, one.before))
+                except InvalidState as error:
+                    raise _unreadable(one.anonymous_id, error) from error
+                part.handovers.append(Handover(one, advance.state))
+                part.handed.update(applied=len(advance.applied), repeat=advance.repeats, late=advance.late)
+
     def _encode(self, parts: Mapping[int, _Part], readings: Mapping[int, Reading]) -> None:
         model = self._engine.model_version
         users: list[UserEvents] = []
@@ -339,10 +373,7 @@ class Applier:
             raise
         except InvalidState as error:
             if len(users) == 1:
-                raise StateRefused(
-                    f"the row of user {users[0].user_id!r} in the store can't be read: {error}. It was not written "
-                    "by this version; upgrade, or delete that key (its window then starts anew)"
-                ) from error
+                raise _unreadable(users[0].user_id, error) from error
         # A poisonous event may break any library below. Nothing is lost: the event is found and dead-lettered.
         except Exception as error:  # noqa: BLE001
             self._engine.verify()  # a model that fails on everything is no fault of the events: ends the process
@@ -375,6 +406,32 @@ class Applier:
         if len(good) == len(user.arrivals):
             _logger.warning("a failure did not repeat", user=user.user_id, error=repr(error))
         return update
+
+    def _produce_handovers(self, parts: Mapping[int, _Part]) -> None:
+        """Send windows to the partitions of their users, to each one frame at a time: see `streams.services.handovers`."""
+        topic, bounds = self._topic, self._settings.ingest
+        queues = [
+            (target, frames)
+            for partition, part in parts.items()
+            if part.handovers
+            for target, frames in handover_frames(
+                part.handovers,
+                Source(topic.name, topic.topic_id, partition),
+                topic.partitions,
+                bounds.frame_events,
+                bounds.frame_bytes,
+            ).items()
+        ]
+        targets = [target for target, _ in queues]
+        for one_each in zip_longest(*(frames for _, frames in queues)):
+
+            def produce(one_each: Sequence[Frame | None] = one_each) -> None:
+                for target, frame in zip(targets, one_each, strict=True):
+                    if frame is not None:
+                        self._outbox.send(topic.name, encode_frame(frame), partition=target)
+                self._outbox.flush()
+
+            self._retrying("produce", produce)
 
     def _produce(self, parts: Mapping[int, _Part]) -> None:
         topics = self._settings.topics
@@ -552,10 +609,12 @@ class Applier:
         now_ms = _now_ms()
         ages = [now_ms - arrival.appended_ms for update in part.updates for arrival in update.applied]
         metrics.event_to_vector_seconds.observe_many(np.array(ages, np.float64) / 1000)
+        handed = part.handed
+        metrics.handed_over_events.inc(sum(len(handover.state) for handover in part.handovers))
         counts = {
-            "applied": len(ages),
-            "repeat": sum(update.repeats for update in part.updates),
-            "late": sum(update.late for update in part.updates),
+            "applied": len(ages) + handed["applied"],
+            "repeat": sum(update.repeats for update in part.updates) + handed["repeat"],
+            "late": sum(update.late for update in part.updates) + handed["late"],
             "resent": part.intake.resent,
             "erased": part.intake.erased,
             "control": part.intake.controls,
@@ -595,6 +654,13 @@ class Applier:
             "encode",
             arrival.appended_ms,
         )
+
+
+def _unreadable(user_id: str, error: InvalidState) -> StateRefused:
+    return StateRefused(
+        f"the row of user {user_id!r} in the store can't be read: {error}. It was not written by this version; upgrade, "
+        "or delete that key (its window then starts anew)"
+    )
 
 
 def _now_ms() -> int:

@@ -3,9 +3,28 @@
 from dataclasses import dataclass, field
 
 from streams.contracts.erasure import Erasure, Erasures
-from streams.contracts.event import ERASE
+from streams.contracts.event import ERASE, IDENTIFY
 from streams.contracts.frame import Frame, Source, event_ids
 from streams.interest.window import Arrival
+
+
+@dataclass(frozen=True, slots=True)
+class Identified:
+    """A `$identify` in the log: an anonymous user is a user.
+
+    Attributes:
+        appended_ms: Kafka's timestamp of it, milliseconds since 1970.
+        frame_offset: Of its frame in `interactions`.
+        before: Events of these frames that belong to the window that is handed over.
+        is_whole: They are all of it: an older window ended in these frames.
+    """
+
+    anonymous_id: str
+    user_id: str
+    appended_ms: int
+    frame_offset: int
+    before: list[Arrival]
+    is_whole: bool
 
 
 @dataclass(slots=True)
@@ -18,6 +37,7 @@ class Intake:
             ``arrivals`` too, though perhaps without any.
         erasures: The `$erase` events.
         erased_ms: The latest time of those of each user.
+        identified: The `$identify` events, in the order of the log.
         resent: Events left out because ingest had sent them before.
         erased: Events left out because their user was erased after them.
         controls: Events that ask for something.
@@ -27,6 +47,7 @@ class Intake:
     ended: dict[str, int] = field(default_factory=dict)
     erasures: list[Erasure] = field(default_factory=list)
     erased_ms: dict[str, int] = field(default_factory=dict)
+    identified: list[Identified] = field(default_factory=list)
     resent: int = 0
     erased: int = 0
     controls: int = 0
@@ -52,7 +73,7 @@ def add_arrivals(frame: Frame, frame_offset: int, marks: dict[Source, int], eras
         intake: Added to.
     """
     sources, ids, arrivals = frame.sources, event_ids(frame), intake.arrivals
-    erases = ERASE in frame.type
+    erases, identifies = ERASE in frame.type, IDENTIFY in frame.type
     erased_ms = intake.erased_ms
     columns = zip(
         frame.source, frame.offset, frame.user, frame.time_ms, ids, frame.item, frame.type, frame.event_id,
@@ -72,6 +93,13 @@ def add_arrivals(frame: Frame, frame_offset: int, marks: dict[Source, int], eras
             continue
         if (erased_ms and appended_ms <= erased_ms.get(user, -1)) or (erasures and erasures.covers(user, appended_ms)):
             intake.erased += 1
+            continue
+        if identifies and kind == IDENTIFY:
+            intake.controls += 1
+            if item != user:
+                is_whole = user in intake.ended
+                before = intake.end(user, frame_offset)
+                intake.identified.append(Identified(user, item, appended_ms, frame_offset, before, is_whole))
             continue
         arrival = Arrival(time_ms, event_id, item, kind, given is not None, source, offset, appended_ms, frame, index)
         of_user = arrivals.get(user)

@@ -18,6 +18,7 @@ from prometheus_client import CollectorRegistry
 from streams.contracts.dead_letter import Headers
 from streams.contracts.erasure import Erasure, Erasures
 from streams.interest.engine import StageSeconds, UserEvents, UserUpdate
+from streams.interest.window import Advance
 from streams.log.producer import Producer
 from streams.observe.health import Health
 from streams.observe.http import serve_http
@@ -35,6 +36,8 @@ AFTER_ENCODE = "after-encode"
 AFTER_PRODUCE = "after-produce"
 BETWEEN_SWAPS = "between-swaps"
 AFTER_SWAP = "after-swap"
+BEFORE_HANDOVER = "before-handover"
+AFTER_HANDOVER = "after-handover"
 AFTER_RECORD = "after-record"
 AFTER_FORGET = "after-forget"
 AFTER_ACK = "after-ack"
@@ -81,6 +84,9 @@ class FusedEngine:
     def verify(self) -> None:
         self._inner.verify()
 
+    def advance(self, user: UserEvents) -> Advance:
+        return self._inner.advance(user)
+
     def evolve(self, users: Sequence[UserEvents], now_ms: int, seconds: StageSeconds | None = None) -> list[UserUpdate]:
         updates = self._inner.evolve(users, now_ms, seconds)
         self._fuse.at(AFTER_ENCODE)
@@ -88,18 +94,33 @@ class FusedEngine:
 
 
 class FusedOutbox:
-    """Dies when the recommendations are acknowledged, and the store knows nothing of them."""
+    """Dies when the recommendations are acknowledged, and the store knows nothing of them; or so with a handover."""
 
     def __init__(self, inner: Outbox, fuse: Fuse) -> None:
         self._inner = inner
         self._fuse = fuse
+        self._handed_over = False
 
-    def send(self, topic: str, value: bytes | None, key: bytes | str | None = None, *, headers: Headers = ()) -> None:
-        self._inner.send(topic, value, key, headers=headers)
+    def send(
+        self,
+        topic: str,
+        value: bytes | None,
+        key: bytes | str | None = None,
+        partition: int = -1,
+        headers: Headers = (),
+    ) -> None:
+        self._handed_over = self._handed_over or partition >= 0
+        self._inner.send(topic, value, key, partition, headers)
 
     def flush(self) -> None:
+        if self._handed_over:
+            self._fuse.at(BEFORE_HANDOVER)
         self._inner.flush()
-        self._fuse.at(AFTER_PRODUCE)
+        if self._handed_over:
+            self._handed_over = False
+            self._fuse.at(AFTER_HANDOVER)
+        else:
+            self._fuse.at(AFTER_PRODUCE)
 
 
 class FusedStore(RedisStore):

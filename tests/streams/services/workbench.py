@@ -41,6 +41,12 @@ class RawEvent(NamedTuple):
     event_id: str | None = None
     source: Source = CLICKS
     type: str = "click"
+    appended_ms: int = 0
+
+    @property
+    def kafka_ms(self) -> int:
+        """When it came into Kafka; unless said otherwise, when it happened."""
+        return self.appended_ms or self.time_ms
 
     @property
     def id(self) -> str:
@@ -64,7 +70,7 @@ def pack(events: Sequence[RawEvent], partitions: int, max_events: int = 1000) ->
             event.decoded,
             event.source,
             event.offset,
-            event.time_ms,
+            event.kafka_ms,
             event.type,
             event.time_ms,
             100,
@@ -117,19 +123,35 @@ class Letter(NamedTuple):
     value: bytes | None
     key: bytes | str | None
     headers: Headers
+    partition: int = -1
 
 
 class RecordingOutbox:
-    """An outbox that remembers; ``delivered`` is what was sent before a flush that returned."""
+    """An outbox that remembers; ``delivered`` is what was sent before a flush that returned.
 
-    def __init__(self) -> None:
+    Args:
+        log: Where frames that are sent to it arrive.
+    """
+
+    def __init__(self, log: InteractionsLog | None = None) -> None:
+        self._log = log
         self.sent: list[Letter] = []
         self.delivered: list[Letter] = []
 
-    def send(self, topic: str, value: bytes | None, key: bytes | str | None = None, *, headers: Headers = ()) -> None:
-        self.sent.append(Letter(topic, value, key, headers))
+    def send(
+        self,
+        topic: str,
+        value: bytes | None,
+        key: bytes | str | None = None,
+        partition: int = -1,
+        headers: Headers = (),
+    ) -> None:
+        self.sent.append(Letter(topic, value, key, headers, partition))
 
     def flush(self) -> None:
+        for letter in self.sent:
+            if self._log is not None and letter.topic == self._log.topic.name:
+                self._log.append(letter.partition, letter.value or b"")
         self.delivered += self.sent
         self.sent = []
 

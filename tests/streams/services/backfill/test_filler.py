@@ -10,7 +10,7 @@ from export.pooling import write_pooling_bundle
 from models.bundle import Bundle, read_bundle
 from models.spec import WindowRule
 from streams.contracts.erasure import Erasures
-from streams.contracts.event import ERASE
+from streams.contracts.event import ERASE, IDENTIFY
 from streams.contracts.generation import Progress
 from streams.contracts.recommendation import decode_recommendation
 from streams.interest.encode import Encoder
@@ -118,7 +118,7 @@ def busy_log(seed: int, *, people: bool = False) -> InteractionsLog:
     """Frames of nine users with repeats, late events, events that ingest sent again, and a frame that is none.
 
     Args:
-        people: Some of the users ask to be erased.
+        people: Some of the users ask to be erased, some turn out to be others.
     """
     rng = random.Random(seed)
     log = InteractionsLog()
@@ -135,6 +135,8 @@ def busy_log(seed: int, *, people: bool = False) -> InteractionsLog:
             event = RawEvent(user, rng.choice(ITEMS), offsets[source], time_ms, event_id, source)
             if people and rng.random() < 0.1:
                 event = event._replace(type=ERASE, item="")
+            elif people and rng.random() < 0.1:
+                event = event._replace(type=IDENTIFY, item=f"user-{rng.randrange(9)}")
             events.append(event)
             sent.append(event)
         if rng.random() < 0.2:
@@ -147,9 +149,10 @@ def busy_log(seed: int, *, people: bool = False) -> InteractionsLog:
 
 def live(log: InteractionsLog, engine: Engine) -> tuple[MemoryStore, Worker]:
     store = MemoryStore()
-    worker = Worker(log, store, engine, RecordingOutbox())
+    worker = Worker(log, store, engine, RecordingOutbox(log))
     worker.assign()
-    worker.drain()
+    while worker.drain():
+        pass  # what is handed over comes in the log
     return store, worker
 
 
