@@ -134,6 +134,7 @@ class _Part:
     """One partition's share of a batch."""
 
     frames: list[Received] = field(default_factory=list)
+    copies: list[Received] = field(default_factory=list)
     intake: Intake = field(default_factory=Intake)
     marks: dict[Source, int] = field(default_factory=dict)
     letters: list[DeadLetter] = field(default_factory=list)
@@ -234,7 +235,8 @@ class Applier:
             # 1. Read.
             readings = self._read(parts)
             for partition in self._moved({p: r.offset for p, r in readings.items()}):
-                rest = [*parts.pop(partition).frames, *rest]
+                moved = parts.pop(partition)
+                rest = [*moved.frames, *moved.copies, *rest]
             # 2. Encode.
             self._hand_over(parts, readings)
             self._encode(parts, readings)
@@ -247,9 +249,9 @@ class Applier:
             applied = self._swap(parts)
             for partition, part in parts.items():
                 if partition in applied:
-                    done += part.frames
+                    done += part.frames + part.copies
                 else:
-                    rest = [*part.frames, *rest]
+                    rest = [*part.frames, *part.copies, *rest]
         return done, rest
 
     def check_tail(self) -> None:
@@ -281,8 +283,12 @@ class Applier:
             if position is None:
                 continue  # read under an earlier assignment; its owner reads it again
             expected = ends.get(received.partition, position.next_offset)
-            if received.offset < expected:
+            if received.offset < position.next_offset:
                 done.append(received)
+                continue
+            if received.offset < expected:
+                # Read under an earlier assignment too: done with when the first copy is.
+                parts[received.partition].copies.append(received)
                 continue
             if received.partition in held or users >= self._settings.evolve.batch_users:
                 held.add(received.partition)
