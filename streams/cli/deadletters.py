@@ -10,6 +10,7 @@ import typer
 from streams.cli.options import BootstrapServers, ConfigFile, Output, OutputFormat, RedisUrl, operator_settings
 from streams.cli.results import Counting, print_json, result_console, table, time_of, visible
 from streams.contracts.event import milliseconds_of
+from streams.contracts.pseudonym import Pseudonyms
 from streams.errors import DeliveryFailed, UsageError
 
 if TYPE_CHECKING:
@@ -167,7 +168,7 @@ def replay(
 
     As JSON: `executed`, `matching` (letters that the filters let through), `to_send` (topic to how many), `sent`,
     `refused` (letter to why Kafka did not accept it; the command then ends with exit code 13), `left_out` (reason to how
-    many: `sent_back_before`, `too_often`, of an `erased` user, `copies` of one message, `frames`, `not_a_source`, `no_such_topic`) and
+    many: `sent_back_before`, `too_often`, of an `erased` user, of users who are `pseudonyms` already, `copies` of one message, `frames`, `not_a_source`, `no_such_topic`) and
     `not_reached` (beyond `--limit`).
     """
     wanted = _filter(reason, topic, from_datetime, to_datetime)
@@ -189,7 +190,7 @@ def replay(
     with LogAdmin(settings.kafka) as admin:
         sources = admin.existing_topics(settings.topics.sources)
     with closing(RedisErasures(settings.redis)) as erasures:
-        erased = ErasedLetters(erasures.read())
+        erased = ErasedLetters(erasures.read(), Pseudonyms(settings.ingest.pseudonym_key()))
     with _opened(settings) as (reader, extents), _counting("messages read", extents) as report:
         found = survey(reader, extents, report, erased)
     plan = plan_replay(found, wanted, settings.topics.sources, sources, max_replays, limit)

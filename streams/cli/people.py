@@ -7,6 +7,8 @@ import typer
 
 from streams.cli.options import BootstrapServers, ConfigFile, Output, OutputFormat, RedisUrl, operator_settings
 from streams.cli.results import note_console, print_json, result_console, visible
+from streams.contracts.erasure import user_digest
+from streams.contracts.pseudonym import Pseudonyms
 from streams.errors import UsageError
 
 
@@ -48,22 +50,22 @@ def erase(
     topic = topic or next(iter(settings.topics.sources))
     if topic not in settings.topics.sources:
         raise UsageError(f"--topic {topic}: no ingest reads it; topics.sources is {', '.join(settings.topics.sources)}")
-    from streams.contracts.erasure import user_digest  # noqa: PLC0415 - `driftline --help` needs no client library
-    from streams.log.admin import LogAdmin  # noqa: PLC0415
+    from streams.log.admin import LogAdmin  # noqa: PLC0415 - `driftline --help` needs no client library
     from streams.log.producer import Producer  # noqa: PLC0415
     from streams.services.erase import Erased, ask_for_erasure, rows_of, wait_until_gone  # noqa: PLC0415
     from streams.store.redis import RedisErasures  # noqa: PLC0415
 
-    before = rows_of(settings.redis, user)
+    in_rows = Pseudonyms(settings.ingest.pseudonym_key()).of(user)
+    before = rows_of(settings.redis, in_rows)
     erased_at = None
     if execute:
         with LogAdmin(settings.kafka) as admin:
             admin.topics([topic])
         with closing(RedisErasures(settings.redis)) as erasures:
-            erased_at = ask_for_erasure(Producer(settings.kafka), erasures, topic, user, user)
+            erased_at = ask_for_erasure(Producer(settings.kafka), erasures, topic, user, in_rows)
         note_console().print(visible(f"asked in {topic}; waiting until ingest and evolve have come to it"))
-        wait_until_gone(before, lambda: rows_of(settings.redis, user), timeout_s)
-    result = Erased(execute, user_digest(user), list(before), topic, erased_at)
+        wait_until_gone(before, lambda: rows_of(settings.redis, in_rows), timeout_s)
+    result = Erased(execute, user_digest(in_rows), list(before), topic, erased_at)
     if output is OutputFormat.JSON:
         print_json(result)
         return

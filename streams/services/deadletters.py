@@ -36,6 +36,7 @@ from streams.contracts.dead_letter import (
     replay_headers,
 )
 from streams.contracts.erasure import Erasures
+from streams.contracts.pseudonym import Pseudonyms
 from streams.errors import DataError, DeliveryFailed, DriftlineError, UsageError
 from streams.log.topics import Extent, Message, Partition, Topic
 from streams.services.pull import FrameReader, read_to_end
@@ -43,12 +44,15 @@ from streams.services.pull import FrameReader, read_to_end
 _BATCH_LETTERS: Final = 500
 _BATCH_BYTES: Final = 1024 * 1024
 
-LeftOut = Literal["sent_back_before", "too_often", "erased", "copies", "frames", "not_a_source", "no_such_topic"]
+LeftOut = Literal[
+    "sent_back_before", "too_often", "erased", "pseudonyms", "copies", "frames", "not_a_source", "no_such_topic"
+]
 
 EXPLAINED: Final[Mapping[LeftOut, str]] = {
     "sent_back_before": "sent back by an earlier replay",
     "too_often": "failed again after being sent back as often as --max-replays allows",
     "erased": "of somebody who was erased after the event",
+    "pseudonyms": "the model failed on them, so they name users by their pseudonyms: ingest would take these for ids",
     "copies": "written twice by ingest after a crash, or by evolve: sent back once",
     "frames": "frames of interactions: evolve would refuse the same bytes again",
     "not_a_source": "from a topic that is not in topics.sources, so no ingest would read it",
@@ -217,11 +221,11 @@ class ErasedLetters:
     """Tells the letters of people who were erased after their events.
 
     Attributes:
-        as_in_rows: Makes of an id as apps send it the one that rows and erasures have.
+        pseudonyms: What rows and erasures have in the place of ids.
     """
 
     erasures: Erasures
-    as_in_rows: Callable[[str], str] = lambda user_id: user_id
+    pseudonyms: Pseudonyms
 
     def include(self, letter: DeadLetter, written_ms: int) -> bool:
         """Whether a letter is one of them.
@@ -235,10 +239,11 @@ class ErasedLetters:
             who = _who_decoder.decode(letter.value or b"")
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             return False
-        as_in_rows = self.as_in_rows if letter.stage != "encode" else str
         time_ms = written_ms if letter.timestamp_ms is None else letter.timestamp_ms
         ids = [each for each in (who.user_id, who.anonymous_id) if isinstance(each, str)]
-        return any(self.erasures.covers(as_in_rows(each), time_ms) for each in ids)
+        # Those of evolve come from frames.
+        in_rows = ids if letter.stage == "encode" else map(self.pseudonyms.of, ids)
+        return any(self.erasures.covers(each, time_ms) for each in in_rows)
 
 
 _who_decoder = msgspec.json.Decoder(_Who)
@@ -253,7 +258,7 @@ class Survey:
         others: Messages that are neither letters nor marks.
     """
 
-    erased: ErasedLetters = field(default_factory=lambda: ErasedLetters(Erasures()))
+    erased: ErasedLetters = field(default_factory=lambda: ErasedLetters(Erasures(), Pseudonyms(None)))
     others: int = 0
     _letters: dict[_Place, Letter] = field(default_factory=dict)
     _identities: dict[_Place, _Identity] = field(default_factory=dict)
@@ -431,6 +436,8 @@ def plan_replay(
         reason = _refusal(letter, readable, existing, max_replays)
         if reason is None and found.is_erased(letter):
             reason = "erased"
+        if reason is None and letter.stage == "encode" and found.erased.pseudonyms:
+            reason = "pseudonyms"
         if reason is None and found.origin(letter) in origins:
             reason = "copies"
         if reason is None:
