@@ -262,6 +262,9 @@ class Pipeline:
     Args:
         directory: For the workers' logs.
         settings: More settings by variable without the prefix, such as {"EVOLVE__BATCH_USERS": "32"}.
+
+    Attributes:
+        environment: Of the workers, and for commands.
     """
 
     def __init__(
@@ -282,7 +285,7 @@ class Pipeline:
         self._servers = bootstrap_servers
         self._loads: list[Load] = []
         self._undelivered: list[str] = []
-        self._environment = {
+        self.environment = {
             **{name: value for name, value in os.environ.items() if not name.startswith("DRIFTLINE_")},
             "PYTHONPATH": str(_REPOSITORY),
             "DRIFTLINE_KAFKA__BOOTSTRAP_SERVERS": bootstrap_servers,
@@ -413,7 +416,7 @@ class Pipeline:
 
     def _worker(self, service: str, command: Sequence[str]) -> Worker:
         name = f"{service}-{len(self.workers)}"
-        worker = Worker(name, command, self._environment, self.directory / f"{name}.log")
+        worker = Worker(name, command, self.environment, self.directory / f"{name}.log")
         self.workers.append(worker)
         return worker
 
