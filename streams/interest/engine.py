@@ -251,7 +251,7 @@ class Engine:
             for user, advance in zip(users, advances, strict=True)
         ]
 
-    def advance(self, user: UserEvents) -> Advance:
+    def advance(self, user: UserEvents) -> Advance[Arrival]:
         """A user's window with the new events in it; nothing is encoded.
 
         Raises:

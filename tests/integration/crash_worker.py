@@ -11,14 +11,15 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from prometheus_client import CollectorRegistry
 
 from streams.contracts.dead_letter import Headers
 from streams.contracts.erasure import Erasure, Erasures
-from streams.interest.engine import StageSeconds, UserEvents, UserUpdate
-from streams.interest.window import Advance
+from streams.contracts.generation import Serving
+from streams.interest.engine import StageSeconds, UserEvents, UserRow, UserUpdate, UserWindow
+from streams.interest.window import Advance, Arrival
 from streams.log.producer import Producer
 from streams.observe.health import Health
 from streams.observe.http import serve_http
@@ -27,10 +28,10 @@ from streams.observe.metrics import EvolveMetrics, IngestMetrics
 from streams.services.applier import EngineLike, Outbox, Received
 from streams.services.evolve import Evolve
 from streams.services.ingest import Ingest
-from streams.services.parts import Parts, open_engine
+from streams.services.parts import Parts, Served, open_served
 from streams.settings import Settings, load_settings
 from streams.store.protocol import Swap, SwapResult
-from streams.store.redis import RedisErasures, RedisStore
+from streams.store.redis import RedisErasures, RedisGenerations, RedisStore
 
 AFTER_ENCODE = "after-encode"
 AFTER_PRODUCE = "after-produce"
@@ -78,13 +79,20 @@ class FusedEngine:
         self._fuse = fuse
 
     @property
+    def model_name(self) -> str:
+        return self._inner.model_name
+
+    @property
     def model_version(self) -> str:
         return self._inner.model_version
+
+    def encode(self, windows: Sequence[UserWindow], now_ms: int) -> list[UserRow]:
+        return self._inner.encode(windows, now_ms)
 
     def verify(self) -> None:
         self._inner.verify()
 
-    def advance(self, user: UserEvents) -> Advance:
+    def advance(self, user: UserEvents) -> Advance[Arrival]:
         return self._inner.advance(user)
 
     def evolve(self, users: Sequence[UserEvents], now_ms: int, seconds: StageSeconds | None = None) -> list[UserUpdate]:
@@ -176,9 +184,15 @@ class FusedIngest(Ingest):
 
 def run_evolve(settings: Settings, fuse: Fuse, health: Health, registry: CollectorRegistry) -> None:
     """As `driftline evolve`."""
-    engine, _ = open_engine(settings)
+    generations = RedisGenerations(settings.redis)
+
+    def open_fused(serving: Serving) -> Served:
+        served = open_served(settings, generations, serving)
+        store = FusedStore(settings.redis, serving.generation)
+        return replace(served, store=store, engine=FusedEngine(served.engine, fuse))
+
     outbox = FusedOutbox(Producer(settings.kafka), fuse)
-    parts = Parts(FusedStore(settings.redis), FusedEngine(engine, fuse), outbox, FusedErasures(settings.redis))
+    parts = Parts(generations.serving, open_fused, outbox, FusedErasures(settings.redis))
     FusedStore.fuse = FusedErasures.fuse = FusedEvolve.fuse = fuse
     asyncio.run(FusedEvolve(settings, parts, EvolveMetrics.on(registry), health).run())
 

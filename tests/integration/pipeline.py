@@ -265,6 +265,7 @@ class Pipeline:
 
     Attributes:
         environment: Of the workers, and for commands.
+        generation: Whose watermarks and rows are waited for and checked.
     """
 
     def __init__(
@@ -282,6 +283,7 @@ class Pipeline:
         self.names = names
         self.partitions = partitions
         self.workers: list[Worker] = []
+        self.generation = "g1"
         self._servers = bootstrap_servers
         self._loads: list[Load] = []
         self._undelivered: list[str] = []
@@ -414,6 +416,29 @@ class Pipeline:
         worker.start([sys.executable, str(Path(crash_worker.__file__)), step, str(call)])
         return worker
 
+    def run(self, *arguments: str, timeout_s: float = 120.0) -> subprocess.CompletedProcess[str]:
+        """Run `driftline` with these arguments to its end, as an operator would."""
+        return subprocess.run(
+            [sys.executable, "-m", "streams.cli", *arguments],
+            cwd=self.directory,
+            env=self.environment,
+            capture_output=True,
+            text=True,
+            timeout=timeout_s,
+            check=False,
+        )
+
+    def begin(self, *arguments: str) -> subprocess.Popen[str]:
+        """Start `driftline` with these arguments; whoever starts it ends it."""
+        return subprocess.Popen(
+            [sys.executable, "-m", "streams.cli", *arguments],
+            cwd=self.directory,
+            env=self.environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
     def _worker(self, service: str, command: Sequence[str]) -> Worker:
         name = f"{service}-{len(self.workers)}"
         worker = Worker(name, command, self.environment, self.directory / f"{name}.log")
@@ -488,7 +513,7 @@ class Pipeline:
         """The offset of the last applied frame of each partition, -1 before the first."""
         found = {}
         for number in range(self.partitions):
-            offset = self._redis.hget(f"{self.names.key_prefix}:g1:{{{number}}}:watermark", "offset")
+            offset = self._redis.hget(f"{self.names.key_prefix}:{self.generation}:{{{number}}}:watermark", "offset")
             found[number] = -1 if offset is None else int(cast("bytes", offset))
         return found
 
@@ -515,6 +540,11 @@ class Pipeline:
             for key, fields in zip(keys, hashes, strict=True)
         }
 
+    def served_rows(self) -> dict[str, dict[str, bytes]]:
+        """Those of `generation`."""
+        prefix = f"{self.names.key_prefix}:{self.generation}:"
+        return {key: row for key, row in self.rows().items() if key.startswith(prefix)}
+
     # The oracle
 
     def read_log(self) -> oracle.Log:
@@ -533,7 +563,7 @@ class Pipeline:
         names = self.names
         log = self.read_log() if log is None else log
         rows = self.rows()
-        outcomes = oracle.check_rows(rows, log, rule, model, self.partitions, names.key_prefix, k)
+        outcomes = oracle.check_rows(rows, log, rule, model, self.partitions, names.key_prefix, k, self.generation)
         assert log.raw_count == outcomes.total() + len(log.bad)
         return Account(
             raw=log.raw_count,

@@ -31,7 +31,7 @@ def erasures(settings: RedisSettings) -> Iterator[RedisErasures]:
 def generations(settings: RedisSettings) -> Iterator[Sequence[RedisStore]]:
     records = RedisGenerations(settings)
     for number, name in enumerate(("g1", "g2")):
-        records.register(Generation(name, "pooling", "aaaaaaaaaaaa", "/models/a", number, "live"))
+        records.register(Generation(name, "pooling", "aaaaaaaaaaaa", "space-a", "/models/a", number, "live"))
     records.close()
     stores = [RedisStore(settings, name) for name in ("g1", "g2")]
     yield stores

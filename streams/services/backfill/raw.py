@@ -88,16 +88,16 @@ class RawSource:
         with closing(ExtentsReader(self._settings.kafka, self._extents)) as reader:
             messages = islice(merged(reader), skip, None)
             while batch := list(islice(messages, BATCH_RECORDS)):
-                before = self.bad.total
-                events = list(self._events(batch))
+                bad: list[int] = []
+                events = list(self._events(batch, ordinal, bad))
                 ordinal += len(batch)
-                yield Batch(ordinal, events, self.bad.total - before)
+                yield Batch(ordinal, events, bad)
 
-    def _events(self, messages: list[Message]) -> Iterator[SourceEvent]:
+    def _events(self, messages: list[Message], first: int, bad: list[int]) -> Iterator[SourceEvent]:
         types, max_bytes = self._settings.topics.sources, self._settings.ingest.max_event_bytes
         ids = {name: topic.topic_id for name, topic in self._topics.items()}
         now_ms = round(time() * 1000)
-        for message in messages:
+        for ordinal, message in enumerate(messages, start=first):
             topic, partition, offset = message.topic, message.partition, message.offset
             appended_ms = message.timestamp_ms if message.timestamp_ms > 0 else now_ms
             try:
@@ -105,8 +105,9 @@ class RawSource:
                 time_ms = event_time_ms(event, appended_ms, now_ms)
             except InvalidEvent as error:
                 self.bad.add(error.reason, f"{topic} partition {partition} offset {offset}", str(error))
+                bad.append(ordinal)
                 continue
-            yield source_event(event, types[topic], time_ms, topic, ids[topic], partition, offset)
+            yield source_event(event, types[topic], time_ms, topic, ids[topic], partition, offset, ordinal, appended_ms)
 
 
 def merged(

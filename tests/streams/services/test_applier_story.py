@@ -26,8 +26,8 @@ from streams.contracts.event import ERASE, IDENTIFY
 from streams.contracts.frame import Source, partition_of
 from streams.contracts.recommendation import decode_recommendation
 from streams.errors import DeliveryFailed, LogGap, StateRefused, StoreLostTail, StoreUnavailable
-from streams.interest.engine import Engine, StageSeconds, UserEvents, UserRow, UserUpdate
-from streams.interest.window import Advance
+from streams.interest.engine import Engine, StageSeconds, UserEvents, UserRow, UserUpdate, UserWindow
+from streams.interest.window import Advance, Arrival
 from streams.services.applier import Received
 from streams.store.memory import MemoryErasures, MemoryStore
 from streams.store.protocol import Reading, Swap, SwapResult, Watermark
@@ -113,6 +113,7 @@ class FaultyStore:
     """The shared store as one worker sees it."""
 
     def __init__(self, world: "World", faults: Faults) -> None:
+        self.generation = world.store.generation
         self._world = world
         self._faults = faults
 
@@ -145,6 +146,9 @@ class FaultyStore:
         raise AssertionError("only a person replaces watermarks")
 
     def read_user(self, user_id: str) -> NoReturn:
+        raise AssertionError("a worker reads rows by partition")
+
+    def read_users(self, user_ids: Sequence[str]) -> NoReturn:
         raise AssertionError("a worker reads rows by partition")
 
     def scan_users(self) -> NoReturn:
@@ -211,8 +215,15 @@ class FaultyEngine:
     def evolve(self, users: Sequence[UserEvents], now_ms: int, seconds: StageSeconds | None = None) -> list[UserUpdate]:
         return self._faults.around("evolve", lambda: self._engine.evolve(users, now_ms, seconds), None)
 
-    def advance(self, user: UserEvents) -> Advance:
+    def advance(self, user: UserEvents) -> Advance[Arrival]:
         return self._engine.advance(user)
+
+    def encode(self, windows: Sequence[UserWindow], now_ms: int) -> list[UserRow]:
+        return self._engine.encode(windows, now_ms)
+
+    @property
+    def model_name(self) -> str:
+        return self._engine.model_name
 
     @property
     def model_version(self) -> str:

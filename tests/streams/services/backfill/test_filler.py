@@ -15,7 +15,9 @@ from streams.contracts.generation import Progress
 from streams.contracts.recommendation import decode_recommendation
 from streams.interest.encode import Encoder
 from streams.interest.engine import Engine, UserRow
+from streams.interest.window import decode_state
 from streams.log.topics import Message
+from streams.services.backfill.events import SourceEvent
 from streams.services.backfill.filler import PartitionFiller
 from streams.store.memory import MemoryErasures, MemoryStore
 from streams.store.protocol import ErasureStore, Watermark
@@ -290,3 +292,34 @@ def test_whoever_is_erased_while_the_partition_is_filled_is_not_in_it(bundle: Bu
     assert list(store.rows) == ["bea"]
     assert list(store.windows) == ["bea"]
     assert not store.waiting
+
+
+def test_events_of_raw_topics_and_files_end_with_their_users_erasure_too(bundle: Bundle) -> None:
+    def event(ordinal: int, user: str, item: str, kind: str = "click", appended_ms: int = 0) -> SourceEvent:
+        time_ms = NOW_MS + ordinal
+        return SourceEvent(
+            user, item, kind, time_ms, f"c-0-{ordinal}", False, "c", "id", 0, ordinal, ordinal, appended_ms or time_ms
+        )
+
+    store = MemoryFilling()
+    asked = Erasures()
+    asked.add("bea", NOW_MS + 100)
+    store.erasures.record(asked)
+    filler = filler_of(store, engine_of(bundle), cache_bytes=0)
+    filler.add_events([event(0, "ana", "item-0"), event(1, "bea", "item-1"), event(2, "device", "item-2")], 3)
+    filler.add_events(
+        [
+            event(3, "ana", "item-3"),
+            event(4, "ana", "", ERASE),
+            event(5, "ana", "item-5", appended_ms=NOW_MS),
+            event(6, "ana", "item-6"),
+            event(7, "bea", "item-7", appended_ms=NOW_MS + 101),
+            # Another worker may fill the partition of ana.
+            event(8, "device", "ana", IDENTIFY),
+        ],
+        9,
+    )
+    filler.finish()
+    windows = {user: decode_state(row.state).items for user, row in store.rows.items()}
+    assert windows == {"ana": ["item-6"], "bea": ["item-7"], "device": ["item-2"]}
+    assert store.erasures.read().erased_ms("ana") == NOW_MS + 4
