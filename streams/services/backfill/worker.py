@@ -38,6 +38,7 @@ from streams.services.backfill.planning import extents_of, is_last_round, next_r
 from streams.services.bundle import bundle_path
 from streams.settings import Settings
 from streams.store.protocol import Watermark
+from streams.store.redis.erasures import RedisErasures
 from streams.store.redis.filling import ClaimLost, RedisFilling
 
 _logger = structlog.get_logger("driftline.backfill")
@@ -104,11 +105,13 @@ class FillingWorker:
         self._rule = read_bundle(bundle_path(settings.model.bundle)).config.window
         self._filling = filling
         self._limits = limits
+        self._erasures = RedisErasures(settings.redis)
         self._admin = LogAdmin(settings.kafka)
         self._producer: Producer | None = None
 
     def close(self) -> None:
-        """Close the connections to Kafka."""
+        """Close the connections; that of ``filling`` is the caller's."""
+        self._erasures.close()
         self._admin.close()
 
     def run(self) -> None:
@@ -242,6 +245,7 @@ class FillingWorker:
             memory=self._settings.evolve.dedupe_memory,
             progress=progress,
             cache_bytes=cache_bytes,
+            erasures=self._erasures,
             seal=_seal(plan, partition) if plan.seals else None,
             lists=self._lists(plan),
         )
