@@ -200,8 +200,7 @@ class PartitionFiller:
 
     def flush(self) -> None:
         """Write every window that moved, and then how far the partition is."""
-        moved = {user: window for user, window in self._windows.items() if window.trigger is not None}
-        self._store.write_windows(self._partition, self._expected, moved)
+        self._store.write_windows(self._partition, self._expected, self._moved())
         if self._seal is None:
             self._checkpoint(Watermark(self.progress.next - 1, self._topic_id, self._partitions, dict(self._marks)))
         else:
@@ -211,7 +210,13 @@ class PartitionFiller:
 
     def finish(self) -> None:
         """Encode every window that is ahead of its vector, and record that the partition is done."""
+        moved = self._moved()
         self.flush()
+        # What is in memory need not be read again; the rest was written earlier.
+        in_memory = list(moved)
+        for first in range(0, len(in_memory), MAX_FRAME_USERS):
+            rows = self._rows({user: moved[user] for user in in_memory[first : first + MAX_FRAME_USERS]})
+            self._store.write_rows(self._partition, self._expected, rows)
         while users := self._store.unencoded(self._partition, MAX_FRAME_USERS):
             found = dict(zip(users, self._store.read_windows(self._partition, users), strict=True))
             gone = [user for user, window in found.items() if window is None or window.trigger is None]
@@ -221,6 +226,10 @@ class PartitionFiller:
             self._store.write_rows(self._partition, self._expected, rows)
         self.progress = msgspec.structs.replace(self.progress, is_done=True)
         self._checkpoint(self._seal)
+
+    def _moved(self) -> dict[str, FilledWindow]:
+        """The windows in memory that are ahead of their vectors."""
+        return {user: window for user, window in self._windows.items() if window.trigger is not None}
 
     def _checkpoint(self, watermark: Watermark | None = None) -> None:
         self._store.checkpoint(self._partition, self._expected, self.progress, watermark)
