@@ -14,7 +14,7 @@ DEMO := .venv/.stamp-demo
 DEV := .venv/.stamp-dev
 JARS := .local/kafka-libs/.stamp
 
-.PHONY: help demo test check format stack bench fuzz schemas constraints clean prerequisites
+.PHONY: help demo test check format stack bench fuzz faults soak schemas constraints clean prerequisites
 
 help: ## list these commands
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "%-18s %s\n", $$1, $$2 }'
@@ -44,6 +44,12 @@ bench: $(DEV) $(JARS) ## the benchmarks. ARGS names which
 
 fuzz: $(DEV) $(JARS) ## a million hostile messages through ingest, every one accounted for. ARGS="--events 20000 --seed 7"
 	$(BIN)/python -m tests.fuzz $(ARGS)
+
+faults: $(DEV) $(JARS) ## kills and every other fault on the real thing, and an oracle. ARGS="--kills 1000 --seed 7"
+	@$(BIN)/python -m tests.faults $(ARGS)
+
+soak: $(DEV) $(JARS) ## 30 minutes at 70 % of the top rate: memory, lag, freshness, a plot. ARGS="--minutes 2 --out DIR"
+	@$(BIN)/python -m tests.faults.soak $(ARGS)
 
 schemas: $(DEV) ## write the JSON Schemas of everything that goes over the wire
 	$(BIN)/python -m streams.contracts.schemas

@@ -276,7 +276,7 @@ class RedisSettings(_Section):
     generation: str = Field(
         default="g1",
         pattern=r"^[A-Za-z0-9_-]{1,32}$",
-        description="The namespace of all rows; another name begins anew beside the old rows. Letters, digits, - and _.",
+        description="The namespace of all rows until another is activated. Letters, digits, - and _.",
     )
     timeout_s: float = Field(default=5.0, gt=0, le=60, description="Seconds to wait for a connection or an answer.")
 
@@ -426,6 +426,10 @@ class ModelSettings(_Section):
     bundle: Path | None = Field(
         default=None, description="Folder of the model bundle; without it the demo model that comes with Driftline."
     )
+    registry: Path | None = Field(
+        default=None,
+        description="Folder of the published versions; every worker must see it, as on a shared disk.",
+    )
     provider: Literal["auto", "cuda", "cpu"] = Field(
         default="auto", description="What the model runs on; auto takes CUDA where it works."
     )
@@ -484,6 +488,12 @@ class EvolveSettings(_Section):
         ge=0,
         le=4096,
         description="Newest event ids remembered a user besides those in the window, to drop what apps send twice.",
+    )
+    sweep_users_per_second: int = Field(
+        default=200,
+        ge=0,
+        le=100_000,
+        description="How many users without new events are encoded again a second after a model changed; 0 is none.",
     )
     stall_s: float = Field(
         default=30.0,

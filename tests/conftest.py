@@ -15,7 +15,7 @@ settings.register_profile(
 )
 settings.load_profile("driftline")
 
-_NEED_SERVERS = [Path(__file__).parent / "integration", Path(__file__).parent / "deploy"]
+_NEED_SERVERS = [Path(__file__).parent / folder for folder in ("integration", "deploy", "faults")]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

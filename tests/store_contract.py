@@ -181,6 +181,25 @@ class StoreContract:
         assert {record.user_id: record.row for record in found} == users
         assert {record.partition for record in found} == set(by_partition)
 
+    def test_rows_are_refreshed_where_they_are_and_nothing_else_changes(self, store: StateStore) -> None:
+        store.set_partitions(PARTITIONS)
+        partition = partition_of("alice", PARTITIONS)
+        store.swap([swap(partition, None, 5, {"alice": row(1)}, {CLICKS: 40})])
+        before = store.read_watermarks([partition])
+        rows = {"alice": row(2), "gone": row(3)}
+        again = Swap(partition, 5, Watermark(5, TOPIC_ID, PARTITIONS), rows, refreshes=True)
+        assert store.swap([again]) == [SwapResult(swapped=True, offset=5)]
+        assert [record and record.row for record in store.read_users(["gone", "alice"])] == [None, row(2)]
+        assert store.read_watermarks([partition]) == before
+
+    def test_rows_are_not_refreshed_once_the_watermark_moved(self, store: StateStore) -> None:
+        store.set_partitions(PARTITIONS)
+        partition = partition_of("alice", PARTITIONS)
+        store.swap([swap(partition, None, 6, {"alice": row(1)})])
+        late = Swap(partition, 5, Watermark(5, TOPIC_ID, PARTITIONS), {"alice": row(2)}, refreshes=True)
+        assert store.swap([late]) == [SwapResult(swapped=False, offset=6)]
+        assert store.read_user("alice") == UserRecord("alice", partition, row(1))
+
     def test_a_watermark_is_replaced_whole_if_it_is_as_expected(self, store: StateStore) -> None:
         store.swap([swap(3, None, 5, {"alice": row(1)}, {CLICKS: 40, VIEWS: 7})])
         before = store.read_watermarks([3])[3]

@@ -17,6 +17,8 @@ _TETHER = Path(__file__).with_name("tether.py")
 # reconnecting to a stopped server whose port lies in that range can be given that very port, connect to itself, and so
 # keep the server from coming back.
 _PORTS = range(15_000, 32_000)
+# For servers whose port must still be theirs after they were away for a while: no other is ever given one of these.
+KEPT_PORTS = range(10_000, 15_000)
 # A server whose owner was killed a moment ago is being ended by its tether, which may take a second to notice.
 _LOCK_TIMEOUT_S = 3.0
 
@@ -37,18 +39,18 @@ def port_is_free(port: int) -> bool:
     return True
 
 
-def free_port() -> int:
+def free_port(among: range = _PORTS) -> int:
     """A port that nothing listens on now. Another process may take it before it is used: be ready to try again.
 
     Raises:
         ServerError: A hundred random ports were all taken.
     """
     for _ in range(100):
-        port = _PORTS.start + secrets.randbelow(len(_PORTS))
+        port = among.start + secrets.randbelow(len(among))
         if port_is_free(port):
             return port
     raise ServerError(
-        f"no free port found in 100 tries between {_PORTS.start} and {_PORTS.stop - 1} on {LOOPBACK}; "
+        f"no free port found in 100 tries between {among.start} and {among.stop - 1} on {LOOPBACK}; "
         "stop what holds them (`ss -ltnp`) and try again"
     )
 

@@ -5,6 +5,8 @@ that one is killed. Starting again on the same directory finds the data and, whe
 
     with KafkaServer(Path("kafka")) as kafka, RedisServer(Path("redis")) as redis:
         print(kafka.bootstrap_servers, redis.url)
+
+`KafkaCluster` is several of those Kafkas that copy each other's topics.
 """
 
 import base64
@@ -16,6 +18,8 @@ import subprocess
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Self, cast
 
@@ -26,13 +30,12 @@ from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 from redis.retry import Retry
 
-from deploy.local.process import LOOPBACK, ServerError, ServerProcess, free_port, port_is_free
+from deploy.local.process import KEPT_PORTS, LOOPBACK, ServerError, ServerProcess, free_port, port_is_free
 
-__all__ = ["KAFKA_JARS", "KafkaServer", "RedisServer", "ServerError"]
+__all__ = ["KAFKA_JARS", "KafkaCluster", "KafkaServer", "RedisServer", "ServerError"]
 
 KAFKA_JARS = Path(__file__).resolve().parents[2] / ".local" / "kafka-libs"
 _LOG4J = Path(__file__).with_name("log4j2.properties")
-_NODE_ID = 1
 _START_ATTEMPTS = 5
 _POLL_S = 0.02
 
@@ -204,6 +207,20 @@ class _Server(ABC):
                 )
 
 
+@dataclass(frozen=True)
+class Membership:
+    """A server's place in a cluster.
+
+    Attributes:
+        cluster_id: What all members are formatted with.
+        controller_ports: By node id, of every member: each must know them before it starts.
+    """
+
+    cluster_id: str
+    node_id: int
+    controller_ports: Mapping[int, int]
+
+
 class KafkaServer(_Server):
     """One Apache Kafka process that is both broker and controller (KRaft)."""
 
@@ -217,6 +234,8 @@ class KafkaServer(_Server):
         port: int | None = None,
         properties: Mapping[str, str] | None = None,
         listeners: Mapping[str, str] | None = None,
+        membership: Membership | None = None,
+        java_options: Sequence[str] = ("-Xms256m", "-Xmx512m"),
         jars: Path = KAFKA_JARS,
     ) -> None:
         """Describe the server; nothing is started or written yet.
@@ -227,9 +246,13 @@ class KafkaServer(_Server):
             properties: Broker settings that are added to, or replace, those chosen here.
             listeners: More listeners beside the plain one, each with its security protocol: {"SECURE": "SASL_SSL"}. What
                 one needs goes into `properties`, under `listener.name.secure.`; `address` says where it is.
+            membership: Its place in a `KafkaCluster`; by default it is a cluster of its own.
+            java_options: Java's memory, above all; a process has some 100 MiB more than its heap.
             jars: The folder of Kafka's jars, which `make test` and `make stack` fill.
         """
         super().__init__(directory, port)
+        self._membership = membership
+        self._java_options = tuple(java_options)
         self._properties = dict(properties or {})
         self._listeners = dict(listeners or {})
         self._listener_ports: dict[str, int] = {}
@@ -267,7 +290,7 @@ class KafkaServer(_Server):
     def _format(self) -> None:
         # The ports do not matter here: formatting reads them and does not keep them.
         self._write_configuration(port=1, controller_port=2)
-        cluster_id = base64.urlsafe_b64encode(os.urandom(16)).decode().rstrip("=").replace("-", "_")
+        cluster_id = _new_cluster_id() if self._membership is None else self._membership.cluster_id
         finished = subprocess.run(
             [*self._java("kafka.tools.StorageTool"), "format", "-t", cluster_id, "-c", str(self._configuration)],
             capture_output=True,
@@ -287,7 +310,7 @@ class KafkaServer(_Server):
             keep = earlier is not None and earlier not in taken and port_is_free(earlier)
             self._listener_ports[listener] = cast("int", earlier) if keep else _free_port_beside(taken)
             taken.add(self._listener_ports[listener])
-        self._write_configuration(port, _free_port_beside(taken))
+        self._write_configuration(port, self._controller_port() or _free_port_beside(taken))
         return ServerProcess(
             self._name,
             [*self._java("kafka.Kafka"), str(self._configuration)],
@@ -298,8 +321,7 @@ class KafkaServer(_Server):
     def _java(self, main_class: str) -> list[str]:
         return [
             "java",
-            "-Xms256m",
-            "-Xmx512m",
+            *self._java_options,
             # What Kafka's own scripts choose; left alone, a JVM on one or two processors takes the serial collector.
             "-XX:+UseG1GC",
             "-XX:MaxGCPauseMillis=20",
@@ -315,10 +337,12 @@ class KafkaServer(_Server):
         ports = {name: self._listener_ports.get(name, 3 + place) for place, name in enumerate(self._listeners)}
         clients = ",".join(f"{name}://{LOOPBACK}:{at}" for name, at in {"PLAINTEXT": port, **ports}.items())
         protocols = {"PLAINTEXT": "PLAINTEXT", "CONTROLLER": "PLAINTEXT", **self._listeners}
+        member = self._membership
+        controllers = {self._node_id: controller_port} if member is None else member.controller_ports
         settings = {
             "process.roles": "broker,controller",
-            "node.id": str(_NODE_ID),
-            "controller.quorum.voters": f"{_NODE_ID}@{LOOPBACK}:{controller_port}",
+            "node.id": str(self._node_id),
+            "controller.quorum.voters": ",".join(f"{node}@{LOOPBACK}:{at}" for node, at in controllers.items()),
             "controller.listener.names": "CONTROLLER",
             "listeners": f"{clients},CONTROLLER://{LOOPBACK}:{controller_port}",
             "advertised.listeners": clients,
@@ -363,7 +387,14 @@ class KafkaServer(_Server):
         if cluster_id is not None and cluster_id != self._cluster_id():
             raise _PortTaken
         # The broker is listed once its controller has let it in; a topic created before that is refused.
-        return _NODE_ID in metadata.brokers
+        return self._node_id in metadata.brokers
+
+    @property
+    def _node_id(self) -> int:
+        return 1 if self._membership is None else self._membership.node_id
+
+    def _controller_port(self) -> int | None:
+        return None if self._membership is None else self._membership.controller_ports[self._node_id]
 
     def _cluster_id(self) -> str:
         path = self._data / "meta.properties"
@@ -375,6 +406,86 @@ class KafkaServer(_Server):
 
     def _could_not_bind(self, log: str) -> bool:
         return "Address already in use" in log
+
+
+class KafkaCluster:
+    """Several Kafka processes that are one cluster: every topic has as many copies as there are brokers, at most three.
+
+    Its ports are the same as long as it lives, whichever of its brokers is stopped, killed and started again.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        brokers: int = 3,
+        *,
+        properties: Mapping[str, str] | None = None,
+        jars: Path = KAFKA_JARS,
+    ) -> None:
+        """Describe the cluster; nothing is started or written yet.
+
+        Args:
+            directory: Holds a directory for each broker, `1` and upwards.
+            properties: Settings of every broker that are added to, or replace, those chosen here.
+        """
+        ports: list[int] = []
+        while len(ports) < 2 * brokers:
+            ports.append(_free_port_beside(ports, KEPT_PORTS))
+        controllers = dict(enumerate(ports[brokers:], start=1))
+        copies = str(min(brokers, 3))
+        most = str(max(1, min(brokers, 3) - 1))
+        replicated = {
+            "default.replication.factor": copies,
+            "min.insync.replicas": most,
+            "offsets.topic.replication.factor": copies,
+            "transaction.state.log.replication.factor": copies,
+            "transaction.state.log.min.isr": most,
+        }
+        cluster_id = _new_cluster_id()
+        self.brokers = [
+            KafkaServer(
+                directory / str(node),
+                port=ports[node - 1],
+                properties={**replicated, **(properties or {})},
+                membership=Membership(cluster_id, node, controllers),
+                # Little memory, and the quick compiler alone: three start in half the time, and none is to be fast.
+                java_options=("-Xms128m", "-Xmx256m", "-XX:TieredStopAtLevel=1"),
+                jars=jars,
+            )
+            for node in controllers
+        ]
+
+    @property
+    def bootstrap_servers(self) -> str:
+        """What clients call `bootstrap.servers`: every broker."""
+        return ",".join(broker.bootstrap_servers for broker in self.brokers)
+
+    def start(self, timeout_s: float = 120.0) -> Self:
+        """Start every broker that does not run; returns when all answer.
+
+        Raises:
+            ServerError: One did not start.
+        """
+        # At the same time: none answers before most of the controllers are there.
+        with ThreadPoolExecutor(len(self.brokers)) as pool:
+            list(pool.map(lambda broker: broker.start(timeout_s), [b for b in self.brokers if not b.is_running]))
+        return self
+
+    def kill(self) -> None:
+        """End every broker as a crash would."""
+        for broker in self.brokers:
+            broker.kill()
+
+    def __enter__(self) -> Self:
+        try:
+            return self.start()
+        except BaseException:
+            self.kill()
+            raise
+
+    def __exit__(self, *_exception: object) -> None:
+        # Not in order: the last ones would wait in vain for controllers that have left to agree to their leaving.
+        self.kill()
 
 
 class RedisServer(_Server):
@@ -521,8 +632,12 @@ def _redis_binary() -> Path:
     return Path(on_path)
 
 
-def _free_port_beside(taken: Collection[int]) -> int:
-    while (port := free_port()) in taken:
+def _new_cluster_id() -> str:
+    return base64.urlsafe_b64encode(os.urandom(16)).decode().rstrip("=").replace("-", "_")
+
+
+def _free_port_beside(taken: Collection[int], *among: range) -> int:
+    while (port := free_port(*among)) in taken:
         pass
     return port
 

@@ -12,7 +12,7 @@ from typing import NoReturn
 import typer
 from rich.console import Console
 
-from streams.cli import backfill, data, deadletters, demo, pipeline, serve, topics, traffic, users
+from streams.cli import backfill, data, deadletters, demo, generations, model, pipeline, serve, topics, traffic, users
 from streams.errors import DriftlineError
 
 app = typer.Typer(
@@ -32,6 +32,8 @@ app.add_typer(users.app)
 app.add_typer(topics.app)
 app.add_typer(data.app)
 app.add_typer(deadletters.app)
+app.add_typer(generations.app)
+app.add_typer(model.app)
 _GROUPS = {"": app, "users": users.app, "topics": topics.app, "data": data.app}
 for command in sorted(entry_points(group="driftline.commands"), key=lambda found: found.name):
     group, _, name = command.name.rpartition(".")

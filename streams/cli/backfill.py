@@ -178,7 +178,7 @@ def backfill(
     )
     check_request(settings, request)
     count = workers or os.cpu_count() or 1
-    with open_target(settings, configured) as target:
+    with open_target(settings, configured, is_named=bundle is not None) as target:
         planned = make_plan(target, request, count, round(time.time() * 1000))
         expected = estimate(settings, planned, count)
         result = Filled(
@@ -200,7 +200,7 @@ def backfill(
                 "--config": config,
                 "--bootstrap-servers": bootstrap_servers,
                 "--redis-url": redis_url,
-                "--bundle": bundle,
+                "--bundle": target.bundle.path,
                 "--provider": provider,
             }
             result = _execute(target.filling, planned, result, worker_flags, count)
@@ -238,7 +238,7 @@ def backfill_worker(
     told_to_stop = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: told_to_stop.set())
     parent = os.getppid()
-    engine, _ = open_engine(settings, "replay")
+    engine, _ = open_engine(settings, mode="replay")
     settle_process(settings.model.threads)
     # Nobody would stop the worker of a command that was killed.
     with (

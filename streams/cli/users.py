@@ -46,9 +46,9 @@ def show(
     """
     settings = operator_settings(config, redis__url=redis_url, model__bundle=bundle)
     from streams.services.users import show_user  # noqa: PLC0415 - `driftline --help` needs no NumPy
-    from streams.store.redis import RedisStore  # noqa: PLC0415
+    from streams.store.redis import open_served_store  # noqa: PLC0415
 
-    with closing(RedisStore(settings.redis)) as store:
+    with closing(open_served_store(settings.redis)) as store:
         found = show_user(settings, store, user)
     if output is OutputFormat.JSON:
         print_json(found)
@@ -126,9 +126,9 @@ def explain(
     """
     settings = operator_settings(config, redis__url=redis_url, model__bundle=bundle, model__provider=provider)
     from streams.services.users import explain_user  # noqa: PLC0415 - as above
-    from streams.store.redis import RedisStore  # noqa: PLC0415
+    from streams.store.redis import open_served_store  # noqa: PLC0415
 
-    with closing(RedisStore(settings.redis)) as store:
+    with closing(open_served_store(settings.redis)) as store:
         found = explain_user(settings, store, user, item)
     if output is OutputFormat.JSON:
         print_json(found)
@@ -190,13 +190,17 @@ def export(
     settings = operator_settings(config, redis__url=redis_url)
     from streams.services.export import write_jsonl, write_parquet  # noqa: PLC0415 - as above
     from streams.services.users import ExportedUser, each_user  # noqa: PLC0415
-    from streams.store.redis import RedisStore  # noqa: PLC0415
+    from streams.store.redis import open_served_store  # noqa: PLC0415
 
     if export_format is ExportFormat.PARQUET and out == "-" and sys.stdout.isatty():
         raise UsageError("Parquet is not for a terminal: name a file with --out")
     count = 0
     write = write_jsonl if export_format is ExportFormat.JSONL else write_parquet
-    with closing(RedisStore(settings.redis)) as store, Counting("users") as counting, written_whole(out) as stream:
+    with (
+        closing(open_served_store(settings.redis)) as store,
+        Counting("users") as counting,
+        written_whole(out) as stream,
+    ):
 
         def counted() -> Iterator[ExportedUser]:
             nonlocal count

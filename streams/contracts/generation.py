@@ -28,7 +28,8 @@ class Generation(Struct, frozen=True):
 
     Attributes:
         model_name, model: Name and version of the model of its vectors.
-        bundle: Where that model's bundle was when the generation was begun.
+        space: Of that model (`models.bundle.Bundle.space`); another of the same may take its place.
+        bundle: Where that model's bundle was.
         created_ms: Milliseconds since 1970.
         origin: What began it: a live worker, or a backfill.
     """
@@ -36,6 +37,7 @@ class Generation(Struct, frozen=True):
     name: str
     model_name: str
     model: str
+    space: str
     bundle: str
     created_ms: int
     origin: Literal["live", "backfill"]

@@ -24,6 +24,8 @@ from streams.settings import KafkaSettings
 _EARLIEST: Final = OffsetSpec.earliest()  # type: ignore[no-untyped-call]  # 2.16
 _LATEST: Final = OffsetSpec.latest()  # type: ignore[no-untyped-call]  # 2.16
 _STALE_EPOCH_ERRORS: Final = frozenset({KafkaError.FENCED_LEADER_EPOCH, KafkaError.UNKNOWN_LEADER_EPOCH})
+# A broker that died never answers, and until a request to it has failed librdkafka does not ask who leads in its place.
+_OFFSETS_WAIT_S: Final = ANSWER_S / 4
 # The first wait for an answer; each that follows is twice as long, so that a slow connection gets its time.
 _FIRST_WAIT_S: Final = 0.2
 
@@ -147,7 +149,7 @@ class LogAdmin:
         futures = self._admin.list_offsets(
             dict.fromkeys(wanted, spec),
             isolation_level=IsolationLevel.READ_UNCOMMITTED,
-            request_timeout=ANSWER_S,
+            request_timeout=_OFFSETS_WAIT_S,
         )
         try:
             found = {Partition(p.topic, p.partition): future.result().offset for p, future in futures.items()}
@@ -157,7 +159,9 @@ class LogAdmin:
                 self._admin.list_topics(timeout=ANSWER_S)
             raise
         if min(found.values()) < 0:
-            # What librdkafka 2.16 makes of a broker that closes the connection instead of answering.
+            # What librdkafka 2.16 makes of a broker that closes the connection, or is gone, instead of answering. It would go
+            # on asking that one, although the partitions have other leaders by now.
+            self._admin.list_topics(timeout=ANSWER_S)
             raise KafkaException(KafkaError(KafkaError.LEADER_NOT_AVAILABLE, "a broker went away before it answered"))
         return found
 

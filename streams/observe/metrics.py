@@ -129,6 +129,7 @@ class EvolveMetrics:
         frames: Frames applied.
         recommendations: Recommendations acknowledged by Kafka.
         retries: By `operation`: store_read, store_swap, produce. One for each failed try that is repeated in place.
+        swept_users: Rows of users without new events, encoded again because another model's version had written them.
         stale_swaps: Swaps that Redis refused because another worker had moved the watermark.
         batch_users: Users a batch.
         encode_seconds: Of one batch, as the other stages.
@@ -147,6 +148,7 @@ class EvolveMetrics:
     frames: Counter
     recommendations: Counter
     retries: Counter
+    swept_users: Counter
     stale_swaps: Counter
     batch_users: Histogram
     encode_seconds: Histogram
@@ -176,6 +178,9 @@ class EvolveMetrics:
                 "operation",
                 ("store_read", "store_swap", "produce"),
                 Counter(f"{prefix}_retries_total", "Tries repeated in place.", ["operation"], registry=registry),
+            ),
+            swept_users=Counter(
+                f"{prefix}_swept_users_total", "Rows of another model's version encoded again.", registry=registry
             ),
             stale_swaps=Counter(
                 f"{prefix}_stale_swaps_total", "Swaps refused: another worker was first.", registry=registry

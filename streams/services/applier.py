@@ -13,7 +13,7 @@ same ids. A crash after it leaves the new state: the frames are below the waterm
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from time import perf_counter, time
 from typing import Final, Protocol, TypeVar
 
@@ -31,6 +31,7 @@ from streams.contracts.frame import (
     decode_frame,
     events_of,
 )
+from streams.contracts.recommendation import decode_recommendation
 from streams.errors import (
     DeliveryFailed,
     DriftlineError,
@@ -39,14 +40,14 @@ from streams.errors import (
     StoreLostTail,
     StoreUnavailable,
 )
-from streams.interest.engine import StageSeconds, UserEvents, UserUpdate
-from streams.interest.window import Arrival, InvalidState
+from streams.interest.engine import StageSeconds, UserEvents, UserRow, UserUpdate, UserWindow
+from streams.interest.window import Arrival, InvalidState, decode_state
 from streams.log.topics import Extent, Partition, Topic
 from streams.observe.health import Health
 from streams.observe.metrics import EvolveMetrics
 from streams.services.arrivals import add_arrivals
 from streams.settings import Settings
-from streams.store.protocol import Reading, StateStore, Swap, Watermark
+from streams.store.protocol import Reading, StateStore, Swap, UserRecord, Watermark
 
 _logger = structlog.get_logger("driftline.evolve")
 
@@ -72,8 +73,15 @@ class EngineLike(Protocol):
         """Advance, encode, rank."""
 
     @property
+    def model_name(self) -> str:
+        """What people call the model."""
+
+    @property
     def model_version(self) -> str:
         """The version of the model, as rows carry it."""
+
+    def encode(self, windows: Sequence[UserWindow], now_ms: int) -> list[UserRow]:
+        """Encode windows as they are."""
 
     def verify(self) -> None:
         """Raise `EncoderFailed` if the model does not work any more."""
@@ -101,11 +109,22 @@ class Received:
 
 @dataclass(slots=True)
 class _Position:
-    """What this worker knows of a partition: the watermark it applied last, and the next offset it expects."""
+    """What this worker knows of a partition.
+
+    Attributes:
+        applied: The watermark that it applied last; None: there was none.
+        next_offset: What it expects next.
+        marks: As in the watermark.
+        delivered_from: After a move to a generation that is behind: where the frames that its reader delivers go on; those
+            before it are read again beside.
+        awaits_seek: The reader was sent back. Frames beyond ``next_offset`` were read before, and will come again.
+    """
 
     applied: int | None
     next_offset: int
     marks: dict[Source, int]
+    delivered_from: int = 0
+    awaits_seek: bool = False
 
 
 @dataclass(slots=True)
@@ -164,21 +183,41 @@ class Applier:
         Raises:
             StateRefused: Store and log do not belong together.
         """
-        self._check_partition_count()
-        watermarks = self._retrying("store_read", lambda: self._store.read_watermarks(partitions))
-        positions = {}
-        for partition in partitions:
+        found = self._positions_in(self._store, partitions, extents)
+        for partition, position in found.items():
             key = Partition(self._topic.name, partition)
-            watermark = watermarks[partition]
-            extent = extents[key]
-            if watermark is None:
-                self._check_nothing_lost(key, extent, committed.get(key), rebuild=rebuild)
-                positions[partition] = _Position(None, extent.start, {})
-            else:
-                self._check_belongs(key, extent, watermark)
-                positions[partition] = _Position(watermark.offset, watermark.offset + 1, dict(watermark.marks))
-        self._positions = positions
-        return {partition: position.next_offset for partition, position in positions.items()}
+            if position.applied is None:
+                self._check_nothing_lost(key, extents[key], committed.get(key), rebuild=rebuild)
+            before = self._positions.get(partition)
+            position.awaits_seek = before is not None and before.next_offset < before.delivered_from
+        self._positions = found
+        return self.next_offsets()
+
+    def move(
+        self, store: StateStore, engine: EngineLike, extents: Mapping[Partition, Extent]
+    ) -> dict[Partition, Extent]:
+        """Go on in another generation, with another model, or both; all or nothing.
+
+        Args:
+            extents: Where the log of each assigned partition starts and ends.
+
+        Returns:
+            What the generation lacks of the frames that were read already: they are to be read again and applied before
+            any other. Frames that it has are skipped by `apply` as ever.
+
+        Raises:
+            StateRefused, LogGap: That generation and the log do not belong together; nothing has changed.
+        """
+        found = self._positions_in(store, list(self._positions), extents)
+        behind = {}
+        for partition, position in found.items():
+            before = self._positions[partition]
+            position.delivered_from = max(before.next_offset, before.delivered_from)
+            position.awaits_seek = before.awaits_seek
+            if position.next_offset < position.delivered_from:
+                behind[Partition(self._topic.name, partition)] = Extent(position.next_offset, position.delivered_from)
+        self._store, self._engine, self._positions = store, engine, found
+        return behind
 
     def apply(self, backlog: Sequence[Received]) -> tuple[list[Received], list[Received]]:
         """Apply as much of the backlog as fits one batch.
@@ -210,6 +249,65 @@ class Applier:
                 else:
                     rest = [*part.frames, *rest]
         return done, rest
+
+    def refresh(self, users: Sequence[tuple[int, str]]) -> int:
+        """Encode rows that another version wrote; nothing is sent, for nobody's interest moved.
+
+        Args:
+            users: Partitions and ids; those of partitions that are another worker's by now are left out.
+
+        Returns:
+            How many rows were written. Where the watermark has moved none is: the worker that moved it has the partition.
+
+        Raises:
+            EncoderFailed: The process must end.
+        """
+        mine = [user for partition, user in users if partition in self._positions]
+        records = self._retrying("store_read", lambda: self._store.read_users(mine))
+        outdated = [record for record in records if record and record.row.model != self._engine.model_version]
+        rows: dict[int, dict[str, UserRow]] = {}
+        for record, row in zip(outdated, self._encode_again(outdated), strict=True):
+            if row is not None:
+                rows.setdefault(record.partition, {})[record.user_id] = row
+        swaps = [
+            Swap(
+                partition,
+                applied,
+                Watermark(applied, self._topic.topic_id, self._topic.partitions),
+                of_partition,
+                refreshes=True,
+            )
+            for partition, of_partition in rows.items()
+            if (applied := self._positions[partition].applied) is not None
+        ]
+        results = self._retrying("store_swap", lambda: self._store.swap(swaps)) if swaps else []
+        return sum(len(swap.rows) for swap, result in zip(swaps, results, strict=True) if result.swapped)
+
+    def _encode_again(self, records: Sequence[UserRecord]) -> list[UserRow | None]:
+        """A row for each; none where it cannot be read, or breaks the model: the next event of the user tells."""
+        if not records:
+            return []
+        try:
+            windows = [
+                UserWindow(
+                    record.user_id,
+                    decode_state(record.row.state),
+                    decode_recommendation(record.row.recommendations).trigger,
+                    None,
+                )
+                for record in records
+            ]
+            return list(self._engine.encode(windows, _now_ms()))
+        except DriftlineError:
+            raise
+        # As for events: one window may break any library below.
+        except Exception as error:  # noqa: BLE001
+            self._engine.verify()
+            if len(records) == 1:
+                _logger.error("row not encoded again", user=records[0].user_id, error=repr(error))
+                return [None]
+        middle = len(records) // 2
+        return [*self._encode_again(records[:middle]), *self._encode_again(records[middle:])]
 
     def check_tail(self) -> None:
         """See whether the store still has what this worker applied: without new frames nothing else would look.
@@ -248,6 +346,8 @@ class Applier:
                 rest.append(received)
                 continue
             if received.offset > expected:
+                if position.awaits_seek:
+                    continue
                 raise LogGap(
                     f"{self._topic.name} partition {received.partition}: expected offset {expected}, got "
                     f"{received.offset}; the frames between were not read. A restart reads them again; if it ends "
@@ -261,6 +361,7 @@ class Applier:
                 continue
             parts[received.partition] = part
             ends[received.partition] = received.offset + 1
+            position.awaits_seek = position.awaits_seek and received.offset < position.delivered_from
             users += len(part.arrivals) - count
         return done, parts, rest
 
@@ -402,9 +503,7 @@ class Applier:
             # A swap whose answer was lost and that was tried again finds its own watermark.
             if result.swapped or result.offset == swap.watermark.offset:
                 part = parts[swap.partition]
-                self._positions[swap.partition] = _Position(
-                    swap.watermark.offset, swap.watermark.offset + 1, part.marks
-                )
+                self._go_on(swap.partition, swap.watermark.offset, part.marks)
                 applied.add(swap.partition)
                 self._count(part)
             elif result.offset == swap.expected:
@@ -440,10 +539,13 @@ class Applier:
                 "store_read", lambda: self._store.read_watermarks(moved)
             ).items():
                 if watermark is not None:
-                    self._positions[partition] = _Position(
-                        watermark.offset, watermark.offset + 1, dict(watermark.marks)
-                    )
+                    self._go_on(partition, watermark.offset, dict(watermark.marks))
         return moved
+
+    def _go_on(self, partition: int, applied: int, marks: dict[Source, int]) -> None:
+        self._positions[partition] = replace(
+            self._positions[partition], applied=applied, next_offset=applied + 1, marks=marks
+        )
 
     def _check_kept(self, partition: int, found: int | None) -> None:
         known = self._positions[partition].applied
@@ -454,12 +556,29 @@ class Applier:
                 "newest writes. A restart reads the log again from its watermark"
             )
 
-    def _check_partition_count(self) -> None:
-        found = self._retrying("store_read", lambda: self._store.set_partitions(self._topic.partitions))
+    def _positions_in(
+        self, store: StateStore, partitions: Sequence[int], extents: Mapping[Partition, Extent]
+    ) -> dict[int, _Position]:
+        """Where a store's watermarks say that each partition goes on; at the log's start where there is none."""
+        self._check_partition_count(store)
+        watermarks = self._retrying("store_read", lambda: store.read_watermarks(partitions))
+        positions = {}
+        for partition in partitions:
+            key = Partition(self._topic.name, partition)
+            watermark = watermarks[partition]
+            if watermark is None:
+                positions[partition] = _Position(None, extents[key].start, {})
+            else:
+                self._check_belongs(key, extents[key], watermark)
+                positions[partition] = _Position(watermark.offset, watermark.offset + 1, dict(watermark.marks))
+        return positions
+
+    def _check_partition_count(self, store: StateStore) -> None:
+        found = self._retrying("store_read", lambda: store.set_partitions(self._topic.partitions))
         if found != self._topic.partitions:
             raise StateRefused(
                 f"topic {self._topic.name} has {self._topic.partitions} partitions, the store was filled with {found}: "
-                "users are in other partitions now. Put the topic back as it was, or set redis.generation to a new "
+                "users are in other partitions now. Put the topic back as it was, or set redis.key_prefix to a new "
                 "name and rebuild with `driftline evolve --rebuild` from a log with the new number"
             )
 

@@ -11,7 +11,8 @@ from streams.store.protocol import Reading, StoredRow, Swap, SwapResult, UserRec
 class MemoryStore:
     """`StateStore` on dictionaries. Rows do not expire."""
 
-    def __init__(self) -> None:
+    def __init__(self, generation: str = "g1") -> None:
+        self.generation = generation
         self._partitions: int | None = None
         self._watermarks: dict[int, Watermark] = {}
         self._rows: dict[str, UserRow] = {}
@@ -54,6 +55,10 @@ class MemoryStore:
             return None
         return UserRecord(user_id, partition_of(user_id, self._partitions), row)
 
+    def read_users(self, user_ids: Sequence[str]) -> list[UserRecord | None]:
+        """As `read_user`, of many, in the order asked for."""
+        return [self.read_user(user_id) for user_id in user_ids]
+
     def scan_users(self) -> Iterator[UserRecord]:
         """See `StateStore`."""
         for user_id in list(self._rows):
@@ -76,5 +81,5 @@ class MemoryStore:
             return SwapResult(swapped=False, offset=found)
         marks = {**(current.marks if current else {}), **swap.watermark.marks}
         self._watermarks[swap.partition] = replace(swap.watermark, marks=marks)
-        self._rows |= swap.rows
+        self._rows |= {user: row for user, row in swap.rows.items() if not swap.refreshes or user in self._rows}
         return SwapResult(swapped=True, offset=swap.watermark.offset)

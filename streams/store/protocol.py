@@ -55,12 +55,15 @@ class Swap:
         expected: The watermark's offset as this worker knows it; None where there is no watermark yet.
         watermark: The new one; its ``marks`` are those that changed.
         rows: New rows by user.
+        refreshes: The rows are encoded anew and nothing else: they expire when they would have, and one that is gone stays
+            gone. The watermark stays where it is.
     """
 
     partition: int
     expected: int | None
     watermark: Watermark
     rows: Mapping[str, UserRow]
+    refreshes: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +88,12 @@ class StateStore(Protocol):
 
     Every method raises `StoreUnavailable` when the store can't be reached or fails in passing, and
     `AuthenticationFailed` when it refuses the credentials.
+
+    Attributes:
+        generation: Its name.
     """
+
+    generation: str
 
     def partitions(self) -> int | None:
         """The number of partitions that users are spread over; None while the store is empty."""
@@ -107,6 +115,9 @@ class StateStore(Protocol):
 
     def read_user(self, user_id: str) -> UserRecord | None:
         """One user's row; None where there is none (never seen, or expired)."""
+
+    def read_users(self, user_ids: Sequence[str]) -> Sequence[UserRecord | None]:
+        """As `read_user`, of many, in the order asked for."""
 
     def scan_users(self) -> Iterator[UserRecord]:
         """Every user, in no order, without holding up the store; one written meanwhile may come old, new or twice."""

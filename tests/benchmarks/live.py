@@ -112,10 +112,10 @@ def top_rates(
     ours, stocks = 4000.0, 800.0
     for run in range(runs):
         with driftline(rig, bundle) as pipeline:
-            ours = _top_rate(pipeline, generator, ours, seconds)
+            ours = top_rate(pipeline, generator, ours, seconds)
         figure.runs.append(ours)
         with stock(rig, bundle) as pipeline:
-            stocks = _top_rate(pipeline, generator, stocks, seconds)
+            stocks = top_rate(pipeline, generator, stocks, seconds)
         figure.stock.append(stocks)
         say(f"live, run {run + 1} of {runs}: {ours:,.0f}, stock {stocks:,.0f} events/s")
         ours, stocks = ours * 1.1, stocks * 1.1
@@ -148,7 +148,7 @@ def freshness(
             figures[name, percentile] = Figure(
                 "Freshness", f"{name}, p{percentile}", model, "ms", goal=goals.get(percentile)
             )
-    with Assistant("tests.benchmarks.reader", f"127.0.0.1:{rig.redis.port}", _key_prefix(rig)) as reader:
+    with Assistant("tests.benchmarks.reader", f"127.0.0.1:{rig.redis.port}", key_prefix(rig)) as reader:
         for run in range(runs):
             for opening, is_stock in ((driftline, False), (stock, True)):
                 chosen = [(name, theirs if is_stock else ours) for name, ours, theirs in wanted]
@@ -186,8 +186,11 @@ def _freshness_ms(
     return found
 
 
-def _top_rate(pipeline: Pipeline, generator: Assistant, guess: float, seconds: float) -> float:
-    """Go up until a rate is too high; what was applied then is nearly the top; go down until a rate is kept up with."""
+def top_rate(pipeline: Pipeline, generator: Assistant, guess: float, seconds: float) -> float:
+    """The highest rate that is kept up with.
+
+    Goes up until a rate is too high; what was applied then is nearly the top; goes down until a rate is kept up with.
+    """
     _warm_up(pipeline, generator)
     best = 0.0
     rate = guess
@@ -233,5 +236,6 @@ def _drain(pipeline: Pipeline) -> None:
     wait_for(lambda: pipeline.waiting() <= 0, "what was sent is applied", 60.0)
 
 
-def _key_prefix(rig: Rig) -> str:
+def key_prefix(rig: Rig) -> str:
+    """What the keys of every row begin with."""
     return f"{rig.settings().redis.key_prefix}:{GENERATION}"

@@ -37,14 +37,18 @@ class BenchmarkFailed(RuntimeError):
 
 
 class Rig(AbstractContextManager["Rig"]):
-    """One Kafka and one Redis for all runs; each run has topics, groups and a filled Redis of its own."""
+    """One Kafka and one Redis for all runs; each run has topics, groups and a filled Redis of its own.
 
-    def __init__(self, directory: Path) -> None:
+    Args:
+        broker: More settings of the broker.
+    """
+
+    def __init__(self, directory: Path, broker: Mapping[str, str] | None = None) -> None:
         self.directory = directory
         # The servers' children inherit the environment; settings of the person's own must not reach them.
         for name in [name for name in os.environ if name.startswith("DRIFTLINE_")]:
             del os.environ[name]
-        self.kafka = KafkaServer(directory / "kafka")
+        self.kafka = KafkaServer(directory / "kafka", properties=broker)
         self.redis = RedisServer(directory / "redis")
         self._snapshots: dict[Path, Path] = {}
         self._count = 0

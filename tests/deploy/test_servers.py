@@ -15,7 +15,7 @@ from confluent_kafka.admin import AdminClient
 from confluent_kafka.cimpl import NewTopic  # confluent_kafka.admin has it too, but not for type checkers
 from redis import Redis
 
-from deploy.local.servers import KafkaServer, RedisServer, ServerError
+from deploy.local.servers import KafkaCluster, KafkaServer, RedisServer, ServerError
 from tests.integration.waiting import wait_until
 
 REPOSITORY = Path(__file__).parents[2]
@@ -39,20 +39,20 @@ def taken_port() -> Iterator[int]:
         yield listener.getsockname()[1]
 
 
-def create_topic(server: KafkaServer, topic: str) -> None:
+def create_topic(server: KafkaServer | KafkaCluster, topic: str, copies: int = 1) -> None:
     admin = AdminClient({"bootstrap.servers": server.bootstrap_servers, "log_level": 0})
-    for created in admin.create_topics([NewTopic(topic, num_partitions=1, replication_factor=1)]).values():
+    for created in admin.create_topics([NewTopic(topic, num_partitions=1, replication_factor=copies)]).values():
         created.result()
 
 
-def produce(server: KafkaServer, topic: str, value: bytes) -> None:
+def produce(server: KafkaServer | KafkaCluster, topic: str, value: bytes) -> None:
     producer = Producer({"bootstrap.servers": server.bootstrap_servers, "log_level": 0})
     producer.produce(topic, value)
     if producer.flush(30):
         raise TimeoutError(f"{value!r} was not delivered to {topic} within 30 s")
 
 
-def read(server: KafkaServer, topic: str, count: int) -> list[bytes | None]:
+def read(server: KafkaServer | KafkaCluster, topic: str, count: int) -> list[bytes | None]:
     consumer = Consumer(
         {
             "bootstrap.servers": server.bootstrap_servers,
@@ -266,3 +266,14 @@ def test_the_stack_prints_its_addresses_and_leaves_nothing_running(tmp_path: Pat
     assert stack.returncode == 0
     assert len(servers) == 4  # two servers, each under its tether
     assert not [server for server in servers if is_alive(server.pid)]
+
+
+def test_a_cluster_of_three_takes_writes_while_one_is_away(tmp_path: Path) -> None:
+    with KafkaCluster(tmp_path) as cluster:
+        create_topic(cluster, "copied", copies=3)
+        produce(cluster, "copied", b"before")
+        cluster.brokers[0].kill()
+        produce(cluster, "copied", b"meanwhile")
+        cluster.start()
+        assert all(broker.is_running for broker in cluster.brokers)
+        assert read(cluster, "copied", 2) == [b"before", b"meanwhile"]

@@ -73,7 +73,7 @@ def main() -> None:
     """Read the number of writes from the command line and the settings from the environment."""
     settings = load_settings({})
     configure_logging(settings.log.format, "warning", "backfill")
-    engine, _ = open_engine(settings, "replay")
+    engine, _ = open_engine(settings, mode="replay")
     with closing(FusedFilling(settings.redis, settings.redis.generation, int(sys.argv[1]))) as filling:
         FillingWorker(settings, engine, filling, lambda: False, LIMITS).run()
 

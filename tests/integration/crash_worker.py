@@ -3,7 +3,8 @@
     python crash_worker.py STEP CALL
 
 does what `driftline evolve` (or `ingest`) does with the same environment, until STEP has been reached for the CALL-th
-time; then it kills itself as a crash would (SIGKILL), or stops itself as a frozen machine would (SIGSTOP).
+time; then it kills itself as a crash would (SIGKILL), stops itself as a frozen machine would (SIGSTOP), asks itself to stop
+as a supervisor would (SIGTERM), or loses a frame on the way to Kafka.
 """
 
 import asyncio
@@ -11,12 +12,15 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 from prometheus_client import CollectorRegistry
 
 from streams.contracts.dead_letter import Headers
-from streams.interest.engine import StageSeconds, UserEvents, UserUpdate
+from streams.contracts.generation import Serving
+from streams.errors import DeliveryFailed, DriftlineError
+from streams.interest.engine import StageSeconds, UserEvents, UserRow, UserUpdate, UserWindow
 from streams.log.producer import Producer
 from streams.observe.health import Health
 from streams.observe.http import serve_http
@@ -25,10 +29,10 @@ from streams.observe.metrics import EvolveMetrics, IngestMetrics
 from streams.services.applier import EngineLike, Outbox, Received
 from streams.services.evolve import Evolve
 from streams.services.ingest import Ingest
-from streams.services.parts import Parts, open_engine
+from streams.services.parts import Parts, Served, open_served
 from streams.settings import Settings, load_settings
 from streams.store.protocol import Swap, SwapResult
-from streams.store.redis import RedisStore
+from streams.store.redis import RedisGenerations, RedisStore
 
 AFTER_ENCODE = "after-encode"
 AFTER_PRODUCE = "after-produce"
@@ -36,12 +40,22 @@ BETWEEN_SWAPS = "between-swaps"
 AFTER_SWAP = "after-swap"
 AFTER_ACK = "after-ack"
 FREEZE_BEFORE_SWAP = "freeze-before-swap"
+TERM_BEFORE_SWAP = "term-before-swap"
 BEFORE_RAW_COMMIT = "before-raw-commit"
+LOSE_FRAME = "lose-frame"
+INGEST_STEPS = frozenset({BEFORE_RAW_COMMIT, LOSE_FRAME})
+
+_SIGNALS = {FREEZE_BEFORE_SWAP: signal.SIGSTOP, TERM_BEFORE_SWAP: signal.SIGTERM}
+
+
+def command(step: str, call: int) -> list[str]:
+    """What to run for this."""
+    return [sys.executable, __file__, step, str(call)]
 
 
 @dataclass
 class Fuse:
-    """Ends or freezes this process at the ``call``-th time that ``step`` is reached."""
+    """Ends, freezes or asks to stop this process at the ``call``-th time that ``step`` is reached."""
 
     step: str
     call: int
@@ -55,8 +69,7 @@ class Fuse:
 
     def burn(self) -> None:
         """Do it."""
-        frozen = self.step == FREEZE_BEFORE_SWAP
-        os.kill(os.getpid(), signal.SIGSTOP if frozen else signal.SIGKILL)
+        os.kill(os.getpid(), _SIGNALS.get(self.step, signal.SIGKILL))
 
     def at(self, step: str) -> None:
         """Both of it."""
@@ -72,8 +85,15 @@ class FusedEngine:
         self._fuse = fuse
 
     @property
+    def model_name(self) -> str:
+        return self._inner.model_name
+
+    @property
     def model_version(self) -> str:
         return self._inner.model_version
+
+    def encode(self, windows: Sequence[UserWindow], now_ms: int) -> list[UserRow]:
+        return self._inner.encode(windows, now_ms)
 
     def verify(self) -> None:
         self._inner.verify()
@@ -106,6 +126,7 @@ class FusedStore(RedisStore):
 
     def swap(self, swaps: Sequence[Swap]) -> Sequence[SwapResult]:
         self.fuse.at(FREEZE_BEFORE_SWAP)
+        self.fuse.at(TERM_BEFORE_SWAP)
         if len(swaps) > 1 and self.fuse.reached(BETWEEN_SWAPS):
             super().swap(swaps[:1])
             self.fuse.burn()
@@ -125,10 +146,33 @@ class FusedEvolve(Evolve):
             self.fuse.at(AFTER_ACK)
 
 
-class FusedIngest(Ingest):
-    """Dies when frames are acknowledged by Kafka, and the raw offsets are not committed."""
+class LossyFrames(Producer):
+    """Loses a frame that was handed over, and says so, as librdkafka does when it has tried for long enough."""
 
     fuse: Fuse
+    lost = False
+
+    def send(self, topic: str, *message: Any, **more: Any) -> None:
+        if self.fuse.reached(LOSE_FRAME):
+            self.lost = True
+            return
+        super().send(topic, *message, **more)
+
+    def flush(self) -> None:
+        super().flush()
+        if self.lost:
+            raise DeliveryFailed("the test's own loss of a frame")
+
+
+class FusedIngest(Ingest):
+    """Loses a frame; or dies when frames are acknowledged by Kafka, and the raw offsets are not committed."""
+
+    fuse: Fuse
+
+    def __init__(self, settings: Settings, metrics: IngestMetrics, health: Health) -> None:
+        super().__init__(settings, metrics, health)
+        LossyFrames.fuse = self.fuse
+        self._frames = LossyFrames(settings.kafka)
 
     def _commit(self, *, wait: bool) -> None:
         if self._uncommitted:
@@ -138,9 +182,14 @@ class FusedIngest(Ingest):
 
 def run_evolve(settings: Settings, fuse: Fuse, health: Health, registry: CollectorRegistry) -> None:
     """As `driftline evolve`."""
-    engine, _ = open_engine(settings)
-    outbox = FusedOutbox(Producer(settings.kafka), fuse)
-    parts = Parts(FusedStore(settings.redis), FusedEngine(engine, fuse), outbox)
+    generations = RedisGenerations(settings.redis)
+
+    def open_fused(serving: Serving) -> Served:
+        served = open_served(settings, generations, serving)
+        store = FusedStore(settings.redis, serving.generation)
+        return replace(served, store=store, engine=FusedEngine(served.engine, fuse))
+
+    parts = Parts(generations.serving, open_fused, FusedOutbox(Producer(settings.kafka), fuse))
     FusedStore.fuse = FusedEvolve.fuse = fuse
     asyncio.run(FusedEvolve(settings, parts, EvolveMetrics.on(registry), health).run())
 
@@ -156,7 +205,7 @@ def run_ingest(settings: Settings, fuse: Fuse, health: Health, registry: Collect
 def main() -> None:
     """Read the step from the command line and the settings from the environment."""
     step, call = sys.argv[1:]
-    run, service = (run_ingest, "ingest") if step == BEFORE_RAW_COMMIT else (run_evolve, "evolve")
+    run, service = (run_ingest, "ingest") if step in INGEST_STEPS else (run_evolve, "evolve")
     settings = load_settings({})
     configure_logging(settings.log.format, settings.log.level, service)
     registry = CollectorRegistry()
@@ -170,4 +219,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except DriftlineError as error:
+        sys.exit(error.exit_code)

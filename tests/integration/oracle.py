@@ -17,6 +17,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import msgspec
@@ -24,7 +25,7 @@ import numpy as np
 import numpy.typing as npt
 
 Vectors = npt.NDArray[np.float32]
-Place = tuple[str, int, int]  # topic, partition, offset
+Place = tuple[str, int, int]  # topic, partition, offset; of a topic that was deleted "clicks@…" (see check_log)
 
 _1990_MS = 631_152_000_000
 _DAY_MS = 86_400_000
@@ -138,9 +139,20 @@ def judge(message: Message, types: Mapping[str, str]) -> Event | None:
     if not isinstance(time_ms, int) or not _1990_MS <= time_ms <= message.timestamp_ms + _DAY_MS:
         return None
     named = "event_id" in found
-    event_id = found["event_id"] if named else "-".join(map(str, message.place))
-    kind = found.get("type", types[message.topic])
+    event_id = found["event_id"] if named else _derived_id(message.place)
+    kind = found.get("type", types[_name(message.topic)])
     return Event(found["user_id"], found["item_id"], kind, time_ms, event_id, named, message.place)
+
+
+def _name(topic: str) -> str:
+    """The name of a topic, also of one that was deleted."""
+    return topic.partition("@")[0]
+
+
+def _derived_id(place: Place) -> str:
+    """What stands for the id of an event that came without one."""
+    topic, partition, offset = place
+    return f"{_name(topic)}-{partition}-{offset}"
 
 
 def partition_of(user: str, partitions: int) -> int:
@@ -151,17 +163,17 @@ def partition_of(user: str, partitions: int) -> int:
 # The interactions log
 
 
-def read_frame(message: Message) -> Iterator[Event]:
+def read_frame(message: Message, deleted: Mapping[str, str]) -> Iterator[Event]:
     """The events of a frame: MessagePack arrays, column by column."""
     version, sources, source, offset, _, user, item, kind, time_ms, event_id, _ = msgspec.msgpack.decode(
         message.value or b""
     )
     assert version == 1
     for row in range(len(offset)):
-        topic, _, partition = sources[source[row]]
-        place = (topic, partition, offset[row])
+        topic, topic_id, partition = sources[source[row]]
+        place = (deleted.get(topic_id, topic), partition, offset[row])
         given = event_id[row]
-        shown = "-".join(map(str, place)) if given is None else given
+        shown = _derived_id(place) if given is None else given
         yield Event(user[row], item[row], kind[row], time_ms[row], shown, given is not None, place)
 
 
@@ -172,22 +184,34 @@ class Log:
     Attributes:
         bad: Raw messages that are no events, by place.
         resent: Events in the log more than once.
+        frames: The offset of the frame that brought an event first, by the event's place.
+        deleted: As given to `check_log`.
     """
 
     events: dict[str, list[Event]] = field(default_factory=lambda: defaultdict(list))
     bad: dict[Place, Message] = field(default_factory=dict)
     raw_count: int = 0
     resent: int = 0
+    frames: dict[Place, int] = field(default_factory=dict)
+    deleted: Mapping[str, str] = field(default_factory=dict)
 
 
-def check_log(raw: Iterable[Message], frames: Iterable[Message], partitions: int, types: Mapping[str, str]) -> Log:
+def check_log(
+    raw: Iterable[Message],
+    frames: Iterable[Message],
+    partitions: int,
+    types: Mapping[str, str],
+    deleted: Mapping[str, str] = MappingProxyType({}),
+) -> Log:
     """Compare the raw topics with the interactions log, both whole.
 
     Args:
         frames: Of all partitions, each partition in its order.
         types: The type of an event that names none, by raw topic.
+        deleted: Raw topics that were deleted and made anew, by the id that they had: the name of the old one in `raw`,
+            such as "clicks@1", for its partitions and offsets are the new one's too.
     """
-    log = Log()
+    log = Log(deleted=deleted)
     missing: dict[Place, Event] = {}
     for message in raw:
         log.raw_count += 1
@@ -198,7 +222,7 @@ def check_log(raw: Iterable[Message], frames: Iterable[Message], partitions: int
             missing[message.place] = event
     marks: dict[tuple[int, str, int], int] = {}
     for frame in frames:
-        for event in read_frame(frame):
+        for event in read_frame(frame, deleted):
             topic, partition, offset = event.place
             mark = (frame.partition, topic, partition)
             expected = missing.pop(event.place, None)
@@ -212,6 +236,7 @@ def check_log(raw: Iterable[Message], frames: Iterable[Message], partitions: int
             # Overtaken by a later event of its raw partition, it would look like one sent again, and be dropped.
             assert offset > marks.get(mark, -1), f"{event} comes after offset {marks[mark]}"
             marks[mark] = offset
+            log.frames[event.place] = frame.offset
             log.events[event.user].append(event)
     assert not missing, f"{len(missing)} events are not in the log, such as {next(iter(missing.values()))}"
     return log
@@ -299,7 +324,7 @@ def check_rows(
         check_close(vector, model.vector(items), f"vector of user {user}")
         recommendation = json.loads(rows[key]["recommendations"])
         assert expected.last is not None
-        assert _trigger(recommendation) == expected.last.place, f"user {user}: not made by the newest event"
+        assert _trigger(recommendation, log) == expected.last.place, f"user {user}: not made by the newest event"
         model.check_list(items, recommendation["items"], k, f"row of user {user}")
     return outcomes
 
@@ -327,11 +352,7 @@ def check_dead_letters(letters: Iterable[Message], log: Log) -> int:
     found: Counter[Place] = Counter()
     for letter in letters:
         headers = dict(letter.headers)
-        place = (
-            (headers["__streams.errors.topic"] or b"").decode(),
-            int(headers["__streams.errors.partition"] or b""),
-            int(headers["__streams.errors.offset"] or b""),
-        )
+        place = place_of_letter(letter)
         assert place in log.bad, f"dead-lettered, but nothing is wrong with it: {place} {letter.value!r}"
         original = log.bad[place]
         assert (letter.value, letter.key) == (original.value, original.key), f"dead letter of {place} was changed"
@@ -340,6 +361,13 @@ def check_dead_letters(letters: Iterable[Message], log: Log) -> int:
     missing = [message for place, message in log.bad.items() if place not in found]
     assert not missing, f"{len(missing)} bad messages are not dead-lettered, such as {missing[0]}"
     return found.total() - len(found)
+
+
+def place_of_letter(letter: Message) -> Place:
+    """Where a dead letter's message was."""
+    headers = dict(letter.headers)
+    topic, partition, offset = (headers[f"__streams.errors.{name}"] or b"" for name in ("topic", "partition", "offset"))
+    return (topic.decode(), int(partition), int(offset))
 
 
 def check_recommendations(
@@ -361,7 +389,7 @@ def check_recommendations(
             repeats += 1
             _check_same(identity, lists[identity], items)
         lists[identity] = items
-        by_trigger[_trigger(found)][identity] = items
+        by_trigger[_trigger(found, log)][identity] = items
     for user, events in log.events.items():
         state = Replay(rule)
         for event in events:
@@ -392,6 +420,6 @@ def _check_same(identity: str, first: Sequence[Mapping[str, Any]], second: Seque
     check_close(scores, np.array(other_scores), f"scores of {identity}")
 
 
-def _trigger(recommendation: Mapping[str, Any]) -> Place:
+def _trigger(recommendation: Mapping[str, Any], log: Log) -> Place:
     trigger = recommendation["trigger"]
-    return (trigger["topic"], trigger["partition"], trigger["offset"])
+    return (log.deleted.get(trigger["topic_id"], trigger["topic"]), trigger["partition"], trigger["offset"])

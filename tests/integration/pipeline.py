@@ -44,6 +44,7 @@ REFUSED: Final = 20
 _REPOSITORY: Final = Path(__file__).parents[2]
 _CHECK_EVERY_S: Final = 0.1
 _LOG_LINES: Final = 25
+_RAW_PARTITIONS: Final = 2
 
 
 class Raw(NamedTuple):
@@ -100,12 +101,18 @@ class Worker:
         self.log = log
         self.restarts = True
         self._command = command
+        self._next: Sequence[str] | None = None
         self._environment = environment
         self._process: subprocess.Popen[bytes] | None = None
         self._port = 0
 
+    def next_time(self, command: Sequence[str]) -> None:
+        """Let the next start be of ``command`` instead of the usual one."""
+        self._next = command
+
     def start(self, command: Sequence[str] | None = None) -> None:
         """Start a process; ``command`` instead of the usual one this time."""
+        command, self._next = command or self._next, None
         self._port = free_port()
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
@@ -261,7 +268,12 @@ class Pipeline:
 
     Args:
         directory: For the workers' logs.
+        copies: Of each topic; with three, a write counts once two brokers have it.
         settings: More settings by variable without the prefix, such as {"EVOLVE__BATCH_USERS": "32"}.
+
+    Attributes:
+        generation: Whose watermarks and rows are waited for and checked.
+        deleted, deleted_ids: What was in raw topics that were deleted and made anew, as `oracle.check_log` takes it.
     """
 
     def __init__(
@@ -273,12 +285,17 @@ class Pipeline:
         bundle: Path,
         *,
         partitions: int = 4,
+        copies: int = 1,
         settings: Mapping[str, str] | None = None,
     ) -> None:
         self.directory = directory
         self.names = names
         self.partitions = partitions
+        self.copies = copies
         self.workers: list[Worker] = []
+        self.generation = "g1"
+        self.deleted: list[Message] = []
+        self.deleted_ids: dict[str, str] = {}
         self._servers = bootstrap_servers
         self._loads: list[Load] = []
         self._undelivered: list[str] = []
@@ -328,9 +345,17 @@ class Pipeline:
     def create_topics(self) -> None:
         """Make those that do not exist: two partitions each, the interactions as many as asked for."""
         names = self.names
-        for name in (names.clicks, names.views, names.recommendations, names.dead_letters):
-            self._admin.create_topic(name, 2, 1, {})
-        self._admin.create_topic(names.interactions, self.partitions, 1, {})
+        for name in (*names.types, names.recommendations, names.dead_letters):
+            self.create_topic(name, _RAW_PARTITIONS)
+        self.create_topic(names.interactions, self.partitions)
+
+    def create_topic(self, name: str, partitions: int) -> None:
+        """Make a topic if it does not exist."""
+        self._admin.create_topic(name, partitions, self.copies, {"min.insync.replicas": str(max(1, self.copies - 1))})
+
+    def topic_id(self, name: str) -> str:
+        """Kafka's own id of a topic."""
+        return self._admin.topics([name])[name].topic_id
 
     def produce(self, messages: Iterable[Raw]) -> None:
         """Produce and wait until Kafka has everything."""
@@ -393,22 +418,25 @@ class Pipeline:
 
     # Workers
 
-    def start(self, service: str, *arguments: str, restarts: bool = True) -> Worker:
+    def start(
+        self, service: str, *arguments: str, restarts: bool = True, command: Sequence[str] | None = None
+    ) -> Worker:
         """Start `driftline ingest` or `driftline evolve`.
 
         Args:
+            command: To run instead, each time.
             restarts: Start it again when it dies, as a supervisor would (a refusal, exit code 20, aside).
         """
-        worker = self._worker(service, [sys.executable, "-m", "streams.cli", service, *arguments])
+        worker = self._worker(service, command or [sys.executable, "-m", "streams.cli", service, *arguments])
         worker.restarts = restarts
         worker.start()
         return worker
 
     def start_fused(self, step: str, call: int) -> Worker:
         """Start a worker that dies at a step of `crash_worker`; what the supervisor starts after it is a normal one."""
-        service = "ingest" if step == crash_worker.BEFORE_RAW_COMMIT else "evolve"
+        service = "ingest" if step in crash_worker.INGEST_STEPS else "evolve"
         worker = self._worker(service, [sys.executable, "-m", "streams.cli", service])
-        worker.start([sys.executable, str(Path(crash_worker.__file__)), step, str(call)])
+        worker.start(crash_worker.command(step, call))
         return worker
 
     def run(self, *arguments: str, timeout_s: float = 120.0) -> subprocess.CompletedProcess[str]:
@@ -496,11 +524,22 @@ class Pipeline:
         """Wait until every raw event is committed by ingest and every frame is below the watermark."""
         self.wait_until(self.is_applied, timeout_s, "everything is applied")
 
+    def raw_partitions(self) -> list[Partition]:
+        """Of every raw topic."""
+        return [Partition(topic, number) for topic in self.names.types for number in range(_RAW_PARTITIONS)]
+
     def is_ingested(self) -> bool:
         """Whether ingest has committed every raw event."""
-        raw = [Partition(topic, number) for topic in (self.names.clicks, self.names.views) for number in range(2)]
-        committed = self._admin.committed(raw)
-        return all((committed[p] or 0) >= extent.end for p, extent in self._admin.extents(raw).items())
+        committed = self.committed_raw()
+        return all((committed[p] or 0) >= end for p, end in self.ends(self.raw_partitions()).items())
+
+    def committed_raw(self) -> dict[Partition, int | None]:
+        """The next offset that ingest has committed of each raw partition."""
+        return self._admin.committed(self.raw_partitions())
+
+    def ends(self, partitions: Iterable[Partition]) -> dict[Partition, int]:
+        """Where the log of each partition ends."""
+        return {partition: extent.end for partition, extent in self._admin.extents(partitions).items()}
 
     def is_applied(self) -> bool:
         """Whether nothing waits anywhere. The raw topics first: what they lead to is then in the log."""
@@ -514,7 +553,7 @@ class Pipeline:
         """The offset of the last applied frame of each partition, -1 before the first."""
         found = {}
         for number in range(self.partitions):
-            offset = self._redis.hget(f"{self.names.key_prefix}:g1:{{{number}}}:watermark", "offset")
+            offset = self._redis.hget(f"{self.names.key_prefix}:{self.generation}:{{{number}}}:watermark", "offset")
             found[number] = -1 if offset is None else int(cast("bytes", offset))
         return found
 
@@ -541,13 +580,22 @@ class Pipeline:
             for key, fields in zip(keys, hashes, strict=True)
         }
 
+    def served_rows(self) -> dict[str, dict[str, bytes]]:
+        """Those of `generation`."""
+        prefix = f"{self.names.key_prefix}:{self.generation}:"
+        return {key: row for key, row in self.rows().items() if key.startswith(prefix)}
+
     # The oracle
 
     def read_log(self) -> oracle.Log:
         """The interactions log, compared with the raw topics."""
         names = self.names
         return oracle.check_log(
-            self.read(names.clicks, names.views), self.read(names.interactions), self.partitions, names.types
+            [*self.deleted, *self.read(*names.types)],
+            self.read(names.interactions),
+            self.partitions,
+            names.types,
+            self.deleted_ids,
         )
 
     def check(self, rule: oracle.Rule, model: oracle.Model, k: int = 10, log: oracle.Log | None = None) -> "Account":
@@ -559,7 +607,7 @@ class Pipeline:
         names = self.names
         log = self.read_log() if log is None else log
         rows = self.rows()
-        outcomes = oracle.check_rows(rows, log, rule, model, self.partitions, names.key_prefix, k)
+        outcomes = oracle.check_rows(rows, log, rule, model, self.partitions, names.key_prefix, k, self.generation)
         assert log.raw_count == outcomes.total() + len(log.bad)
         return Account(
             raw=log.raw_count,

@@ -202,7 +202,7 @@ def test_two_machines_share_the_work(live: Live) -> None:
 def begin(live: Live, generation: str, request: Request) -> None:
     """Record a plan, as the command does before it starts workers."""
     settings = live.pipeline.settings(REDIS__GENERATION=generation)
-    with open_target(settings, "g1") as target:
+    with open_target(settings, "g1", is_named=False) as target:
         record_plan(target, make_plan(target, request, 2, 1_800_000_000_000))
 
 
@@ -263,7 +263,7 @@ def test_a_part_of_the_log_is_what_its_options_say(live: Live) -> None:
     ]
     assert found["records"] == sum(ends[number] - starts[number] for number in range(PARTITIONS))
     kept = [frame for frame in frames if frame.offset >= starts[frame.partition]]
-    assert windows(live.rows_of("part")) == replayed([event for frame in kept for event in read_frame(frame)])
+    assert windows(live.rows_of("part")) == replayed([event for frame in kept for event in read_frame(frame, {})])
 
 
 def test_a_dry_run_says_what_would_be_read_and_writes_nothing(live: Live) -> None:
@@ -417,7 +417,7 @@ def test_without_kafka_it_ends_and_says_so(live: Live) -> None:
 def refused(live: Live, generation: str, request: Request, **environment: str) -> str:
     """Why a request is not planned."""
     settings = live.pipeline.settings(REDIS__GENERATION=generation, **environment)
-    with pytest.raises(DriftlineError) as error, open_target(settings, "g1") as target:
+    with pytest.raises(DriftlineError) as error, open_target(settings, "g1", is_named=False) as target:
         make_plan(target, request, 2, 1_800_000_000_000)
     return str(error.value)
 

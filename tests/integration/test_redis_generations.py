@@ -15,8 +15,8 @@ from streams.store.redis import RedisFilling, RedisGenerations, RedisStore
 from streams.store.redis.filling import ClaimLost, FilledWindow, WatermarkMoved
 from tests.store_contract import CLICKS, PARTITIONS, TOPIC_ID, row, swap
 
-G1 = Generation("g1", "pooling", "aaaaaaaaaaaa", "/models/a", 1_000, "live")
-G2 = Generation("g2", "sasrec", "bbbbbbbbbbbb", "/models/b", 2_000, "backfill")
+G1 = Generation("g1", "pooling", "aaaaaaaaaaaa", "space-a", "/models/a", 1_000, "live")
+G2 = Generation("g2", "sasrec", "bbbbbbbbbbbb", "space-b", "/models/b", 2_000, "backfill")
 PLAN = Plan(Request("interactions"), PARTITIONS, 3, TOPIC_ID, G2.model, 5_000)
 LEASE_MS = 60_000
 MARK = Watermark(7, TOPIC_ID, PARTITIONS, {CLICKS: 40, Source("views", "id-of-views", 3): 2})
@@ -97,7 +97,7 @@ def test_a_key_that_is_not_ours_is_named(generations: RedisGenerations, client: 
 def test_the_first_record_of_a_generation_stays(generations: RedisGenerations) -> None:
     assert generations.register(G2)
     assert generations.register(G1)
-    assert not generations.register(Generation("g1", "other", "c", "/c", 3_000, "backfill"))
+    assert not generations.register(Generation("g1", "other", "c", "space-c", "/c", 3_000, "backfill"))
     assert generations.all() == [G1, G2]
     assert (generations.find("g1"), generations.find("g9")) == (G1, None)
 

@@ -21,6 +21,7 @@ from streams.contracts.generation import (
     Progress,
     Request,
     Seal,
+    Serving,
     SourceFile,
     SourceRange,
 )
@@ -33,6 +34,7 @@ from streams.services.backfill.files import FileSource, find_files
 from streams.services.backfill.ranges import Range, parse_range, resolve
 from streams.services.backfill.raw import RawSource
 from streams.services.bundle import bundle_path
+from streams.services.parts import find_bundle
 from streams.services.topics import partitions_of, roles
 from streams.settings import Settings
 from streams.store.protocol import Watermark
@@ -79,18 +81,18 @@ class Target:
 
 
 @contextmanager
-def open_target(settings: Settings, configured: str) -> Iterator[Target]:
+def open_target(settings: Settings, configured: str, *, is_named: bool) -> Iterator[Target]:
     """Connect to all that is asked about the generation of the settings.
 
     Args:
         configured: The generation that is served while none was activated.
+        is_named: The bundle was named for this very command; else a generation that is there goes on with its own model.
 
     Raises:
         UsageError: It is the one that is served: readers would see half-filled rows.
         BundleError: The bundle is missing, broken or tampered with.
         StoreUnavailable, AuthenticationFailed: Redis says so.
     """
-    bundle = read_bundle(bundle_path(settings.model.bundle))
     name = settings.redis.generation
     with ExitStack() as stack:
         live = settings.redis.model_copy(update={"generation": configured})
@@ -101,6 +103,11 @@ def open_target(settings: Settings, configured: str) -> Iterator[Target]:
                 f"generation {name} is the one that is served: live workers write it. Fill one with another name, and "
                 "`driftline generations activate` it when it is filled"
             )
+        record = generations.find(name)
+        if record is None or is_named:
+            bundle = read_bundle(bundle_path(settings.model.bundle))
+        else:
+            bundle = find_bundle(settings, Serving(name, record.model), record)
         yield Target(
             settings,
             stack.enter_context(LogAdmin(settings.kafka)),
@@ -231,7 +238,13 @@ def record_plan(target: Target, planned: Planned) -> None:
     """
     plan, config = planned.plan, target.bundle.config
     generation = Generation(
-        target.name, config.name, config.version, str(target.bundle.path), plan.created_ms, "backfill"
+        target.name,
+        config.name,
+        config.version,
+        target.bundle.space,
+        str(target.bundle.path.resolve()),
+        plan.created_ms,
+        "backfill",
     )
     target.generations.register(generation)
     topic = Topic(target.settings.topics.interactions, plan.topic_id, plan.partitions)

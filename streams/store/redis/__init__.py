@@ -6,6 +6,7 @@ Keys, where ``g1`` is a generation, and ``{3}`` a partition and, on a cluster, t
     driftline:generations           hash: what is known of each generation
     driftline:g1:partitions         how many partitions users are spread over
     driftline:g1:{3}:watermark      hash: offset, topic_id, partitions, and mark:<topic>:<topic id>:<partition> …
+    driftline:g1:{3}:swept          the model's version that every row is known to be of
     driftline:g1:{3}:user:<id>      hash: vector, recommendations, state, model, updated_at; expires
 
 and while a backfill fills the generation:
@@ -18,7 +19,8 @@ and while a backfill fills the generation:
 """
 
 from streams.store.redis.filling import RedisFilling
-from streams.store.redis.generations import RedisGenerations
+from streams.store.redis.generations import RedisGenerations, open_served_store
 from streams.store.redis.state import RedisStore, ServerFacts
+from streams.store.redis.sweep import RedisSweep
 
-__all__ = ["RedisFilling", "RedisGenerations", "RedisStore", "ServerFacts"]
+__all__ = ["RedisFilling", "RedisGenerations", "RedisStore", "RedisSweep", "ServerFacts", "open_served_store"]

@@ -48,6 +48,10 @@ class Keys:
         """A user's row."""
         return f"{self.prefix}{{{partition}}}:user:{user_id}"
 
+    def swept(self, partition: int) -> str:
+        """The version of a model for which a partition was looked through."""
+        return f"{self.prefix}{{{partition}}}:swept"
+
     def claim(self, partition: int) -> str:
         """Which worker fills a partition."""
         return f"{self.prefix}{{{partition}}}:claim"

@@ -634,7 +634,7 @@ def test_another_number_of_partitions_is_refused(bench: Bench) -> None:
     applied(bench, 1)
     message = refusal(bench, InteractionsLog(4))
     assert message.startswith("StateRefused: topic interactions has 4 partitions, the store was filled with 1")
-    assert "set redis.generation to a new name" in message
+    assert "set redis.key_prefix to a new name" in message
 
 
 def test_an_adopted_topic_is_read_from_its_beginning(bench: Bench) -> None:

@@ -22,7 +22,7 @@ from streams.contracts.dead_letter import Headers
 from streams.contracts.frame import Source, partition_of
 from streams.contracts.recommendation import decode_recommendation
 from streams.errors import DeliveryFailed, LogGap, StateRefused, StoreLostTail, StoreUnavailable
-from streams.interest.engine import Engine, StageSeconds, UserEvents, UserUpdate
+from streams.interest.engine import Engine, StageSeconds, UserEvents, UserRow, UserUpdate, UserWindow
 from streams.services.applier import Received
 from streams.store.memory import MemoryStore
 from streams.store.protocol import Reading, Swap, SwapResult, Watermark
@@ -106,6 +106,7 @@ class FaultyStore:
     """The shared store as one worker sees it."""
 
     def __init__(self, world: "World", faults: Faults) -> None:
+        self.generation = world.store.generation
         self._world = world
         self._faults = faults
 
@@ -138,6 +139,9 @@ class FaultyStore:
         raise AssertionError("only a person replaces watermarks")
 
     def read_user(self, user_id: str) -> NoReturn:
+        raise AssertionError("a worker reads rows by partition")
+
+    def read_users(self, user_ids: Sequence[str]) -> NoReturn:
         raise AssertionError("a worker reads rows by partition")
 
     def scan_users(self) -> NoReturn:
@@ -173,6 +177,13 @@ class FaultyEngine:
 
     def evolve(self, users: Sequence[UserEvents], now_ms: int, seconds: StageSeconds | None = None) -> list[UserUpdate]:
         return self._faults.around("evolve", lambda: self._engine.evolve(users, now_ms, seconds), None)
+
+    def encode(self, windows: Sequence[UserWindow], now_ms: int) -> list[UserRow]:
+        return self._engine.encode(windows, now_ms)
+
+    @property
+    def model_name(self) -> str:
+        return self._engine.model_name
 
     @property
     def model_version(self) -> str:

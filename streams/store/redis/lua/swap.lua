@@ -3,7 +3,8 @@
 -- KEYS[1]   the watermark (a hash); KEYS[2…] the rows (hashes). All carry the tag of one partition.
 -- ARGV[1]   offset that the watermark must have, '' if there must be none
 -- ARGV[2]   the new offset        ARGV[3]  id of the interactions topic     ARGV[4]  number of partitions
--- ARGV[5]   ms that a row lives    ARGV[6]  how many marks follow, then a name and an offset for each
+-- ARGV[5]   ms that a row lives; '' for as long as it would: then one that is gone stays gone
+--             ARGV[6]  how many marks follow, then a name and an offset for each
 -- then for each row: vector, recommendations, state, model, updated_at
 --
 -- Returns {1, new offset} when swapped, {0, offset found, '' for none} when somebody moved the watermark.
@@ -25,9 +26,13 @@ for _ = 1, tonumber(ARGV[6]) do
   next = next + 2
 end
 for row = 2, #KEYS do
-  redis.call('HSET', KEYS[row], 'vector', ARGV[next], 'recommendations', ARGV[next + 1], 'state', ARGV[next + 2],
-    'model', ARGV[next + 3], 'updated_at', ARGV[next + 4])
-  redis.call('PEXPIRE', KEYS[row], ARGV[5])
+  if ARGV[5] ~= '' or redis.call('HEXISTS', KEYS[row], 'state') == 1 then
+    redis.call('HSET', KEYS[row], 'vector', ARGV[next], 'recommendations', ARGV[next + 1], 'state', ARGV[next + 2],
+      'model', ARGV[next + 3], 'updated_at', ARGV[next + 4])
+  end
+  if ARGV[5] ~= '' then
+    redis.call('PEXPIRE', KEYS[row], ARGV[5])
+  end
   next = next + 5
 end
 return {1, ARGV[2]}
