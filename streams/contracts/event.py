@@ -187,7 +187,12 @@ def event_time_ms(event: Event, kafka_timestamp_ms: int, now_ms: int) -> int:
 
 def derived_event_id(topic: str, partition: int, offset: int) -> str:
     """The id of an event whose app gave none: its place in the raw log."""
-    return f"{topic}-{partition}-{offset}"
+    return f"{derived_id_start(topic, partition)}{offset}"
+
+
+def derived_id_start(topic: str, partition: int) -> str:
+    """What the derived ids of a partition begin with; the offset follows."""
+    return f"{topic}-{partition}-"
 
 
 def _reason(message: str) -> InvalidEventReason:

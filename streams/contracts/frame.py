@@ -10,7 +10,7 @@ from typing import Final
 import msgspec
 from msgspec import Struct
 
-from streams.contracts.event import IDENTIFY, Event, derived_event_id
+from streams.contracts.event import IDENTIFY, Event, derived_id_start
 
 FRAME_VERSION: Final = 1
 # No script call on the store may carry more users than this, so no frame does (design: a call < 5 ms).
@@ -115,9 +115,9 @@ def decode_frame(raw: bytes) -> Frame:
 
 def event_ids(frame: Frame) -> list[str]:
     """The id of every event, derived ones filled in."""
-    sources = frame.sources
+    starts = [derived_id_start(source.topic, source.partition) for source in frame.sources]
     return [
-        given if given is not None else derived_event_id(sources[source].topic, sources[source].partition, offset)
+        f"{starts[source]}{offset}" if given is None else given
         for given, source, offset in zip(frame.event_id, frame.source, frame.offset, strict=True)
     ]
 

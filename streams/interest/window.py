@@ -144,31 +144,31 @@ def advance_window(state: UserState, arrivals: Sequence[_Event], rule: WindowRul
     ``memory`` given ids.
     """
     items, types, times, ids = list(state.items), list(state.types), list(state.times), list(state.ids)
-    truncated, recent = state.truncated, state.recent
+    truncated, recent, longest = state.truncated, state.recent, rule.max
     applied: list[_Event] = []
     repeats = late = 0
     for arrival in arrivals:
-        digest = b""
+        time_ms, event_id, digest = arrival.time_ms, arrival.event_id, b""
         if arrival.named:
-            digest = blake2b(arrival.event_id.encode(), digest_size=_DIGEST_BYTES).digest()
-            if _remembers(recent, digest) or arrival.event_id in ids:
+            digest = blake2b(event_id.encode(), digest_size=_DIGEST_BYTES).digest()
+            if _remembers(recent, digest) or event_id in ids:
                 repeats += 1
                 continue
         position = len(items)
-        key = (arrival.time_ms, arrival.event_id)
-        while position and key < (times[position - 1], ids[position - 1]):
-            position -= 1
-        if position == 0 and items and (truncated or len(items) >= rule.max):
-            late += 1
-            continue
+        if position and time_ms <= times[-1]:
+            while position and (time_ms, event_id) < (times[position - 1], ids[position - 1]):
+                position -= 1
+            if position == 0 and (truncated or len(items) >= longest):
+                late += 1
+                continue
         items.insert(position, arrival.item_id)
         types.insert(position, arrival.type)
-        times.insert(position, arrival.time_ms)
-        ids.insert(position, arrival.event_id)
+        times.insert(position, time_ms)
+        ids.insert(position, event_id)
         if digest:
             recent = (recent + digest)[-memory * _DIGEST_BYTES :] if memory else b""
         applied.append(arrival)
-        if len(items) > rule.max:
+        if len(items) > longest:
             cut = len(items) - rule.keep
             del items[:cut], types[:cut], times[:cut], ids[:cut]
             truncated = True

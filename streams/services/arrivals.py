@@ -75,16 +75,17 @@ def add_arrivals(frame: Frame, frame_offset: int, marks: dict[Source, int], eras
     sources, ids, arrivals = frame.sources, event_ids(frame), intake.arrivals
     erases, identifies = ERASE in frame.type, IDENTIFY in frame.type
     erased_ms = intake.erased_ms
+    # Looked up once a frame: a hash of a source costs as much as an arrival.
+    marked = [marks.get(source, -1) for source in sources]
     columns = zip(
         frame.source, frame.offset, frame.user, frame.time_ms, ids, frame.item, frame.type, frame.event_id,
         frame.appended_ms, strict=True,
     )  # fmt: skip
     for index, (source_index, offset, user, time_ms, event_id, item, kind, given, appended_ms) in enumerate(columns):
-        source = sources[source_index]
-        if offset <= marks.get(source, -1):
+        if offset <= marked[source_index]:
             intake.resent += 1
             continue
-        marks[source] = offset
+        marked[source_index] = offset
         if erases and kind == ERASE:
             intake.controls += 1
             intake.erased += len(intake.end(user, frame_offset))
@@ -101,9 +102,11 @@ def add_arrivals(frame: Frame, frame_offset: int, marks: dict[Source, int], eras
                 before = intake.end(user, frame_offset)
                 intake.identified.append(Identified(user, item, appended_ms, frame_offset, before, is_whole))
             continue
+        source = sources[source_index]
         arrival = Arrival(time_ms, event_id, item, kind, given is not None, source, offset, appended_ms, frame, index)
         of_user = arrivals.get(user)
         if of_user is None:
             arrivals[user] = [arrival]
         else:
             of_user.append(arrival)
+    marks.update(zip(sources, marked, strict=True))

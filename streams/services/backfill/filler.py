@@ -232,12 +232,17 @@ class PartitionFiller:
         bad_since = sum(ordinal >= before for ordinal in bad)
         self._advance(arrivals, ended, _ordinal, _trigger_of, next_place, bad_since)
 
-    def flush(self) -> None:
-        """Write every window that moved, and then how far the partition is."""
-        moved = {user: window for user, window in self._windows.items() if window.trigger is not None}
+    def flush(self) -> dict[str, FilledWindow]:
+        """Write every window that moved, and then how far the partition is.
+
+        Returns:
+            What was written, and waits for its vector.
+        """
+        moved = self._moved()
         self._store.end_windows(self._partition, self._expected, list(self._ended))
         self._store.write_windows(self._partition, self._expected, moved)
-        self._forget_erased(list(moved))
+        for user in self._forget_erased(list(moved)):
+            del moved[user]
         if self._unrecorded:
             self._erasure_store.record(self._unrecorded)
             self._unrecorded = Erasures()
@@ -247,20 +252,31 @@ class PartitionFiller:
             self._checkpoint()
         self._is_empty = False
         self._windows, self._ahead, self._ended, self._bytes = {}, {}, set(), 0
+        return moved
 
     def finish(self) -> None:
         """Encode every window that is ahead of its vector, and record that the partition is done."""
-        self.flush()
+        moved = self.flush()
+        # What is in memory need not be read again; the rest was written earlier.
+        in_memory = list(moved)
+        for first in range(0, len(in_memory), MAX_FRAME_USERS):
+            self._finish_rows({user: moved[user] for user in in_memory[first : first + MAX_FRAME_USERS]})
         while users := self._store.unencoded(self._partition, MAX_FRAME_USERS):
             found = dict(zip(users, self._store.read_windows(self._partition, users), strict=True))
             gone = [user for user, window in found.items() if window is None or window.trigger is None]
             if gone:
                 self._store.leave_out(self._partition, gone)  # expired meanwhile, or encoded by a live worker
-            rows = self._rows({user: window for user, window in found.items() if window and window.trigger})
-            self._store.write_rows(self._partition, self._expected, rows)
-            self._forget_erased(list(rows))
+            self._finish_rows({user: window for user, window in found.items() if window and window.trigger})
         self.progress = msgspec.structs.replace(self.progress, is_done=True)
         self._checkpoint(self._seal)
+
+    def _finish_rows(self, windows: Mapping[str, FilledWindow]) -> None:
+        self._store.write_rows(self._partition, self._expected, self._rows(windows))
+        self._forget_erased(list(windows))
+
+    def _moved(self) -> dict[str, FilledWindow]:
+        """The windows in memory that are ahead of their vectors."""
+        return {user: window for user, window in self._windows.items() if window.trigger is not None}
 
     def _checkpoint(self, watermark: Watermark | None = None) -> None:
         self._store.checkpoint(self._partition, self._expected, self.progress, watermark)
@@ -343,14 +359,15 @@ class PartitionFiller:
         self._ahead.pop(user, None)
         self._ended.add(user)
 
-    def _forget_erased(self, users: Sequence[str]) -> None:
+    def _forget_erased(self, users: Sequence[str]) -> list[str]:
         """Remove those of whom an erasure has been recorded meanwhile: all that was read here is older."""
         found = self._erasure_store.read_of(users)
         if not found:
-            return
+            return []
         erased = [user for user in users if (found.erased_ms(user) or -1) > (self._erasures.erased_ms(user) or -1)]
         self._store.end_windows(self._partition, self._expected, erased)
         self._erasures.update(found)
+        return erased
 
     def _keep(self, user: str, window: FilledWindow) -> None:
         before = self._windows.get(user)
