@@ -176,6 +176,17 @@ class Bundle:
     manifest: Manifest
 
     @property
+    def space(self) -> str:
+        """12 hex digits of what vectors and windows depend on beside the encoder: the item table and the window rule.
+
+        Where two models have the same, one may follow the other in place: their vectors are scored by the same items, and a
+        window that one has advanced is what the other would have made of it.
+        """
+        files, rule = self.manifest.files, self.config.window
+        parts = (files[VOCABULARY].sha256, files[ITEMS].sha256, rule.max, rule.keep)
+        return hashlib.sha256("\0".join(map(str, parts)).encode()).hexdigest()[:12]
+
+    @property
     def encoder_path(self) -> Path:
         """The ONNX file of the encoder."""
         return self.path / ENCODER

@@ -3,6 +3,7 @@
     DriftlineError                     1   (models.errors) anything that a user can put right
     ├── SettingsError                  2   a setting is unknown or bad; the message names its source
     ├── UsageError                     2   a command was asked for something that cannot be done as asked
+    ├── NotFit                         3   (services.generations) a generation is not fit to be served
     ├── BundleError                    4   (models.errors) the model bundle is missing, broken or incompatible
     ├── DataError                      5   (models.errors) the data is bad; the message names file and line
     ├── MissingExtra                   6   (models.errors) an optional dependency is not installed

@@ -100,6 +100,17 @@ def write_variational_bundle(path: Path, item_ids: Sequence[str], *, dim: int = 
     )
 
 
+def write_doubled_bundle(path: Path, item_ids: Sequence[str], *, dim: int = 8, window: WindowRule = WINDOW) -> Bundle:
+    """Another version of the pooling bundle, with the same items: its vectors are twice as long."""
+    plain = write_pooling_bundle(path, item_ids, dim=dim, window=window)
+    return rewritten(
+        plain,
+        path,
+        encoder=pooling_encoder(2 * plain.item_vectors),
+        golden=replace(plain.golden, vectors=2 * plain.golden.vectors),
+    )
+
+
 def rewritten(
     bundle: Bundle,
     path: Path,

@@ -12,7 +12,20 @@ from typing import NoReturn
 import typer
 from rich.console import Console
 
-from streams.cli import data, deadletters, demo, pipeline, serve, topics, traffic, users
+from streams.cli import (
+    backfill,
+    data,
+    deadletters,
+    demo,
+    generations,
+    model,
+    people,
+    pipeline,
+    serve,
+    topics,
+    traffic,
+    users,
+)
 from streams.errors import DriftlineError
 
 app = typer.Typer(
@@ -26,11 +39,15 @@ app = typer.Typer(
 demo.add_to(app)
 serve.add_to(app)
 traffic.add_to(app)
+people.add_to(app)
 pipeline.add_to(app)
+backfill.add_to(app)
 app.add_typer(users.app)
 app.add_typer(topics.app)
 app.add_typer(data.app)
 app.add_typer(deadletters.app)
+app.add_typer(generations.app)
+app.add_typer(model.app)
 _GROUPS = {"": app, "users": users.app, "topics": topics.app, "data": data.app}
 for command in sorted(entry_points(group="driftline.commands"), key=lambda found: found.name):
     group, _, name = command.name.rpartition(".")

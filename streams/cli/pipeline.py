@@ -53,9 +53,9 @@ def status(
     )
     from streams.log.admin import LogAdmin  # noqa: PLC0415 - `driftline --help` needs no client library
     from streams.services.status import pipeline_status  # noqa: PLC0415
-    from streams.store.redis import RedisStore  # noqa: PLC0415
+    from streams.store.redis import open_served_store  # noqa: PLC0415
 
-    with LogAdmin(settings.kafka, settings.ingest.group) as admin, closing(RedisStore(settings.redis)) as store:
+    with LogAdmin(settings.kafka, settings.ingest.group) as admin, closing(open_served_store(settings.redis)) as store:
         found = pipeline_status(settings, admin, store)
     if output is OutputFormat.JSON:
         print_json(found)

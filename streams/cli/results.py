@@ -1,5 +1,6 @@
 """Printing: results on stdout, for people or for scripts; what is going on, on stderr."""
 
+import math
 import time
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
@@ -73,16 +74,19 @@ def duration_of(seconds: float) -> str:
 
 
 class Counting:
-    """A progress bar on stderr with a count and a rate; nothing is shown where stderr is no terminal.
+    """A progress bar on stderr with a count, a rate and the time left; nothing is shown where stderr is no terminal.
 
     Args:
         unit: What is counted, such as "events".
         total: Of whatever `show` is given as ``done``; None: unknown.
+        count, done: Of before, in work that is taken up again.
     """
 
-    def __init__(self, unit: str, total: int | None = None) -> None:
+    def __init__(self, unit: str, total: int | None = None, count: int = 0, done: int = 0) -> None:
         console = note_console()
         self._unit = unit
+        self._total = total
+        self._first = count, done
         self._started = time.monotonic()
         self._progress = Progress(
             SpinnerColumn(),
@@ -101,10 +105,15 @@ class Counting:
     def __exit__(self, *_: object) -> None:
         self._progress.stop()
 
-    def show(self, count: int, done: int | None = None) -> None:
-        """The count so far, and how much of the total that is."""
-        rate = count / max(time.monotonic() - self._started, 1e-3)
-        self._progress.update(self._task, completed=done, description=f"{count:,} {self._unit}, {rate:,.0f}/s")
+    def show(self, count: int, done: int | None = None, note: str = "") -> None:
+        """The count so far, how much of the total that is, and what else is to be said."""
+        first_count, first_done = self._first
+        elapsed = max(time.monotonic() - self._started, 1e-3)
+        words = f"{count:,} {self._unit}, {(count - first_count) / elapsed:,.0f}/s"
+        if self._total is not None and done is not None and first_done < done < self._total:
+            left_s = elapsed * (self._total - done) / (done - first_done)
+            words += f", {duration_of(math.ceil(left_s))} left"
+        self._progress.update(self._task, completed=done, description=words + note)
 
 
 def _cell(value: object) -> Text:

@@ -80,16 +80,13 @@ def evolve(
     configure_logging(settings.log.format, settings.log.level, "evolve")
     from streams.observe.metrics import EvolveMetrics, new_registry  # noqa: PLC0415 - as above
     from streams.services.evolve import Evolve  # noqa: PLC0415
-    from streams.services.parts import open_engine, open_parts  # noqa: PLC0415
+    from streams.services.parts import open_parts  # noqa: PLC0415
     from streams.services.process import settle_process  # noqa: PLC0415
 
     registry = new_registry()
-    metrics = EvolveMetrics.on(registry)
     health = Health(settings.evolve.stall_s)
     with _http(settings, EVOLVE_PORT, health, registry):
-        engine, encoder = open_engine(settings)
-        metrics.model.info({"name": engine.model_name, "version": engine.model_version, "provider": encoder.provider})
-        service = Evolve(settings, open_parts(settings, engine), metrics, health, rebuild=rebuild)
+        service = Evolve(settings, open_parts(settings), EvolveMetrics.on(registry), health, rebuild=rebuild)
         settle_process(settings.model.threads)
         asyncio.run(service.run())
 

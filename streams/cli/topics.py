@@ -101,7 +101,7 @@ def adopt(
     settings = operator_settings(config, kafka__bootstrap_servers=bootstrap_servers, redis__url=redis_url)
     from streams.log.admin import LogAdmin  # noqa: PLC0415 - as above
     from streams.services.topics import adopt_interactions, adopt_source  # noqa: PLC0415
-    from streams.store.redis import RedisStore  # noqa: PLC0415
+    from streams.store.redis import open_served_store  # noqa: PLC0415
 
     names = settings.topics
     with ExitStack() as opened:
@@ -118,7 +118,7 @@ def adopt(
 
         elif topic == names.interactions:
             evolve = opened.enter_context(LogAdmin(settings.kafka, settings.evolve.group))
-            store = opened.enter_context(closing(RedisStore(settings.redis)))
+            store = opened.enter_context(closing(open_served_store(settings.redis)))
 
             def run(dry_run: bool) -> "Adoption":
                 return adopt_interactions(settings, evolve, ingest, store, reingest=reingest, dry_run=dry_run)

@@ -13,6 +13,7 @@ from rich.text import Text
 from streams.cli.options import BundlePath, ConfigFile, Output, OutputFormat, Provider, RedisUrl, operator_settings
 from streams.cli.output_file import written_whole
 from streams.cli.results import Counting, duration_of, note_console, print_json, result_console, table, time_of, visible
+from streams.contracts.pseudonym import Pseudonyms
 from streams.errors import UsageError
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ class ExportFormat(StrEnum):
 
 @app.command()
 def show(
-    user: Annotated[str, typer.Argument(help="The user's id.")],
+    user: Annotated[str, typer.Argument(help="The user's id, as apps send it.")],
     output: Output = OutputFormat.TABLE,
     config: ConfigFile = None,
     redis_url: RedisUrl = None,
@@ -46,10 +47,10 @@ def show(
     """
     settings = operator_settings(config, redis__url=redis_url, model__bundle=bundle)
     from streams.services.users import show_user  # noqa: PLC0415 - `driftline --help` needs no NumPy
-    from streams.store.redis import RedisStore  # noqa: PLC0415
+    from streams.store.redis import open_served_store  # noqa: PLC0415
 
-    with closing(RedisStore(settings.redis)) as store:
-        found = show_user(settings, store, user)
+    with closing(open_served_store(settings.redis)) as store:
+        found = show_user(settings, store, Pseudonyms(settings.ingest.pseudonym_key()).of(user))
     if output is OutputFormat.JSON:
         print_json(found)
         return
@@ -99,7 +100,7 @@ def show(
 
 @app.command()
 def explain(
-    user: Annotated[str, typer.Argument(help="The user's id.")],
+    user: Annotated[str, typer.Argument(help="The user's id, as apps send it.")],
     top: Annotated[
         int,
         typer.Option("--top", min=1, help="Events to show of those that raised an item, and of those that lowered it."),
@@ -126,10 +127,10 @@ def explain(
     """
     settings = operator_settings(config, redis__url=redis_url, model__bundle=bundle, model__provider=provider)
     from streams.services.users import explain_user  # noqa: PLC0415 - as above
-    from streams.store.redis import RedisStore  # noqa: PLC0415
+    from streams.store.redis import open_served_store  # noqa: PLC0415
 
-    with closing(RedisStore(settings.redis)) as store:
-        found = explain_user(settings, store, user, item)
+    with closing(open_served_store(settings.redis)) as store:
+        found = explain_user(settings, store, Pseudonyms(settings.ingest.pseudonym_key()).of(user), item)
     if output is OutputFormat.JSON:
         print_json(found)
         return
@@ -190,13 +191,17 @@ def export(
     settings = operator_settings(config, redis__url=redis_url)
     from streams.services.export import write_jsonl, write_parquet  # noqa: PLC0415 - as above
     from streams.services.users import ExportedUser, each_user  # noqa: PLC0415
-    from streams.store.redis import RedisStore  # noqa: PLC0415
+    from streams.store.redis import open_served_store  # noqa: PLC0415
 
     if export_format is ExportFormat.PARQUET and out == "-" and sys.stdout.isatty():
         raise UsageError("Parquet is not for a terminal: name a file with --out")
     count = 0
     write = write_jsonl if export_format is ExportFormat.JSONL else write_parquet
-    with closing(RedisStore(settings.redis)) as store, Counting("users") as counting, written_whole(out) as stream:
+    with (
+        closing(open_served_store(settings.redis)) as store,
+        Counting("users") as counting,
+        written_whole(out) as stream,
+    ):
 
         def counted() -> Iterator[ExportedUser]:
             nonlocal count

@@ -28,7 +28,8 @@ class Generation(Struct, frozen=True):
 
     Attributes:
         model_name, model: Name and version of the model of its vectors.
-        bundle: Where that model's bundle was when the generation was begun.
+        space: Of that model (`models.bundle.Bundle.space`); another of the same may take its place.
+        bundle: Where that model's bundle was.
         created_ms: Milliseconds since 1970.
         origin: What began it: a live worker, or a backfill.
     """
@@ -36,6 +37,7 @@ class Generation(Struct, frozen=True):
     name: str
     model_name: str
     model: str
+    space: str
     bundle: str
     created_ms: int
     origin: Literal["live", "backfill"]
@@ -51,31 +53,85 @@ class SourceRange(Struct, frozen=True):
     end: int
 
 
+class SourceFile(Struct, frozen=True):
+    """A file that a backfill reads, and its size: with another one it is not the file that was planned for."""
+
+    path: str
+    bytes: int
+
+
+class Mark(Struct, frozen=True):
+    """The highest offset of a raw partition that counts as applied."""
+
+    topic: str
+    topic_id: str
+    partition: int
+    offset: int
+
+
+class Seal(Struct, frozen=True):
+    """Where live workers go on in one partition of `interactions` after a backfill of something else.
+
+    Attributes:
+        offset: Of the frame that counts as the last one applied; -1: of none.
+        marks: What of later frames is left out.
+    """
+
+    offset: int
+    marks: tuple[Mark, ...] = ()
+
+
+class Request(Struct, frozen=True):
+    """What a person asked for, as it was written: a backfill that died goes on only with the same.
+
+    Attributes:
+        source: ``interactions`` frames, ``raw`` topics' events, or ``files``.
+        names: The raw topics, or the folders, files and patterns.
+        from_datetime, to_datetime, by_duration, from_offsets: The range.
+        default_type: Of an event in a file that names no type.
+        recommendations: The topic for lists that are sent while the log is replayed; "": none are.
+        every: After how many events of a user a list is sent; 0: never.
+    """
+
+    source: Literal["interactions", "raw", "files"]
+    names: tuple[str, ...] = ()
+    from_datetime: str | None = None
+    to_datetime: str | None = None
+    by_duration: str | None = None
+    from_offsets: str | None = None
+    default_type: str = ""
+    recommendations: str = ""
+    every: int = 0
+
+
 class Plan(Struct, frozen=True):
     """What a backfill reads into a generation. Kept with it, so that a backfill that died goes on with the same.
 
     Attributes:
-        source: ``interactions`` frames, ``raw`` topics' events, or ``files``.
         partitions: That users are spread over.
         shares: In how many parts it is read side by side: share s has the partitions p with p mod shares = s.
-            Of ``interactions`` each share reads only the frames of its partitions; of other sources, all of it.
-        ranges: What is read of topics.
-        files: What is read of files, in order.
-        default_type: Of an event in a file that names no type.
+            Of `interactions` each share is one partition, and only its frames are read; of other sources, all of it.
         topic_id: Id of the `interactions` topic that the generation's watermarks belong to.
         model: Version of the model that encodes.
         created_ms: Milliseconds since 1970.
+        ranges: What is read of topics; of `interactions` one a partition, in order.
+        files: What is read of files, in order.
+        seals: By partition the watermark at the end; of `interactions` none, for there it is where reading ends.
+        follows: Once all is read, go on to where `interactions` ends by then.
+        before_ms: How long the round before this one took, which ended where this one begins; None: this is the first.
     """
 
-    source: Literal["interactions", "raw", "files"]
+    request: Request
     partitions: int
     shares: int
-    ranges: tuple[SourceRange, ...]
-    files: tuple[str, ...]
-    default_type: str
     topic_id: str
     model: str
     created_ms: int
+    ranges: tuple[SourceRange, ...] = ()
+    files: tuple[SourceFile, ...] = ()
+    seals: tuple[Seal, ...] = ()
+    follows: bool = False
+    before_ms: int | None = None
 
     def partitions_of(self, share: int) -> list[int]:
         """The partitions of a share."""

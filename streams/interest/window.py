@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from hashlib import blake2b
-from typing import Final
+from typing import Final, Generic, Protocol, TypeVar
 
 import msgspec
 from msgspec import Struct
@@ -35,6 +35,33 @@ class Arrival(Struct, frozen=True, gc=False):
     index: int
 
 
+class WindowEvent(Protocol):
+    """What a window needs of an event; `Arrival` is one, and so is what a backfill reads from files."""
+
+    @property
+    def time_ms(self) -> int:
+        """When it happened, milliseconds since 1970."""
+
+    @property
+    def event_id(self) -> str:
+        """The app's id of it, or the one that its place gives."""
+
+    @property
+    def item_id(self) -> str:
+        """What it was about."""
+
+    @property
+    def type(self) -> str:
+        """What happened."""
+
+    @property
+    def named(self) -> bool:
+        """Whether the id is the app's."""
+
+
+_Event = TypeVar("_Event", bound=WindowEvent)
+
+
 class UserState(Struct, frozen=True, array_like=True):
     """The window as four parallel lists ordered by (time, event id), and what is needed to advance it exactly.
 
@@ -62,7 +89,7 @@ class InvalidState(ValueError):
     """Bytes that are not a state of this version."""
 
 
-class Advance(Struct, frozen=True):
+class Advance(Struct, Generic[_Event], frozen=True):
     """What `advance_window` did.
 
     Attributes:
@@ -72,7 +99,7 @@ class Advance(Struct, frozen=True):
     """
 
     state: UserState
-    applied: list[Arrival]
+    applied: list[_Event]
     repeats: int
     late: int
 
@@ -105,7 +132,7 @@ def decode_state(raw: bytes) -> UserState:
     return state
 
 
-def advance_window(state: UserState, arrivals: Sequence[Arrival], rule: WindowRule, memory: int) -> Advance:
+def advance_window(state: UserState, arrivals: Sequence[_Event], rule: WindowRule, memory: int) -> Advance[_Event]:
     """Add events to a window, in the order of the log.
 
     The window is ordered by (event time, event id). An event goes where it belongs; one that sorts before the
@@ -118,7 +145,7 @@ def advance_window(state: UserState, arrivals: Sequence[Arrival], rule: WindowRu
     """
     items, types, times, ids = list(state.items), list(state.types), list(state.times), list(state.ids)
     truncated, recent = state.truncated, state.recent
-    applied: list[Arrival] = []
+    applied: list[_Event] = []
     repeats = late = 0
     for arrival in arrivals:
         digest = b""

@@ -123,12 +123,15 @@ class EvolveMetrics:
 
     Attributes:
         events: By `outcome`: applied; repeat (an app sent it twice); resent (ingest did); late (older than a full
-            window); dead_lettered.
+            window); erased (its user was, after it); control (it asks for something: `$erase`, `$identify`);
+            dead_lettered.
+        handed_over_events: In windows that became part of other users'; each is counted once more by its outcome there.
         dead_letters: By `reason`.
         users: Rows written.
         frames: Frames applied.
         recommendations: Recommendations acknowledged by Kafka.
         retries: By `operation`: store_read, store_swap, produce. One for each failed try that is repeated in place.
+        swept_users: Rows of users without new events, encoded again because another model's version had written them.
         stale_swaps: Swaps that Redis refused because another worker had moved the watermark.
         batch_users: Users a batch.
         encode_seconds: Of one batch, as the other stages.
@@ -142,11 +145,13 @@ class EvolveMetrics:
     """
 
     events: Counter
+    handed_over_events: Counter
     dead_letters: Counter
     users: Counter
     frames: Counter
     recommendations: Counter
     retries: Counter
+    swept_users: Counter
     stale_swaps: Counter
     batch_users: Histogram
     encode_seconds: Histogram
@@ -165,8 +170,13 @@ class EvolveMetrics:
         return cls(
             events=_by(
                 "outcome",
-                ("applied", "repeat", "resent", "late", "dead_lettered"),
+                ("applied", "repeat", "resent", "late", "erased", "control", "dead_lettered"),
                 Counter(f"{prefix}_events_total", "Events taken from frames.", ["outcome"], registry=registry),
+            ),
+            handed_over_events=Counter(
+                f"{prefix}_handed_over_events_total",
+                "Events in windows that became part of other users' windows.",
+                registry=registry,
             ),
             dead_letters=Counter(f"{prefix}_dead_letters_total", "Dead letters.", ["reason"], registry=registry),
             users=Counter(f"{prefix}_users_total", "Rows written.", registry=registry),
@@ -176,6 +186,9 @@ class EvolveMetrics:
                 "operation",
                 ("store_read", "store_swap", "produce"),
                 Counter(f"{prefix}_retries_total", "Tries repeated in place.", ["operation"], registry=registry),
+            ),
+            swept_users=Counter(
+                f"{prefix}_swept_users_total", "Rows of another model's version encoded again.", registry=registry
             ),
             stale_swaps=Counter(
                 f"{prefix}_stale_swaps_total", "Swaps refused: another worker was first.", registry=registry

@@ -16,7 +16,7 @@ from streams.log.topics import Topic
 from streams.services.bundle import bundle_path
 from streams.services.topics import roles
 from streams.settings import Settings
-from streams.store.redis import RedisStore, ServerFacts
+from streams.store.redis import ServerFacts, open_served_store
 
 Verdict = Literal["ok", "warning", "failed", "skipped"]
 
@@ -192,7 +192,7 @@ def _largest_message(topics: _Topics, name: str) -> int | None:
 
 def _check_redis(settings: Settings) -> tuple[list[Check], int | None]:
     try:
-        with closing(RedisStore(settings.redis)) as store:
+        with closing(open_served_store(settings.redis)) as store:
             facts = store.facts()
             partitions = store.partitions()
     except AuthenticationFailed as error:

@@ -9,6 +9,9 @@ in `streams.services.applier`; this file keeps Faust from getting in its way (al
   so that handler commits watermark + 1. (``on_partitions_assigned`` is too late: the seek may come first.)
   A committed offset of 0 is not sought, so the handler does that itself.
 - Applying runs in one thread of its own, so that heartbeats go on while Redis or the model is slow.
+
+What is served may change while it runs (another model, another generation): that is loaded beside, and the loop moves to it
+between two batches. Frames that the other generation lacks are read again before any that Faust delivers.
 """
 
 import asyncio
@@ -19,26 +22,39 @@ import tempfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from time import monotonic
 from typing import Any, Final, NoReturn
 
 import faust
+import stamina
 import structlog
 from faust.transport.drivers.aiokafka import KafkaError  # type: ignore[attr-defined]  # aiokafka's; Faust passes it on
 from faust.types import TP
 from yarl import URL
 
+from streams.contracts.generation import Serving
 from streams.errors import DriftlineError, LogUnavailable, StoreUnavailable
 from streams.log.admin import LogAdmin
+from streams.log.readers import ExtentsReader
 from streams.log.topics import Partition
 from streams.observe.health import Health
 from streams.observe.metrics import EvolveMetrics
 from streams.services.applier import Applier, Received
-from streams.services.parts import Parts
+from streams.services.parts import Parts, Served
 from streams.settings import KafkaSettings, Settings
 
 _logger = structlog.get_logger("driftline.evolve")
 
 _LAG_EVERY_S: Final = 1.0
+_SERVING_EVERY_S: Final = 0.2
+# After something that could not be loaded: reading a bundle takes a second of a core.
+_RELOAD_EVERY_S: Final = 5.0
+_REREAD_FRAMES: Final = 64
+_REREAD_WAIT_S: Final = 0.2
+_SWEEP_EVERY_S: Final = 5.0
+# Between two looks at some hundred keys, so that Redis is free for others most of the time.
+_SWEEP_STEP_S: Final = 0.02
+_SWEEP_USERS: Final = 64
 _TAIL_CHECK_EVERY_S: Final = 5.0
 # Leaving the group takes a second or two; a shutdown that hangs must not outlive a supervisor's patience (10 s).
 _STOP_S: Final = 8.0
@@ -77,11 +93,25 @@ class Evolve:
         self._admin = LogAdmin(settings.kafka, settings.evolve.group)
         names = [settings.topics.interactions, settings.topics.recommendations, settings.topics.dead_letters]
         self._topic = self._admin.topics(names)[settings.topics.interactions]
-        # A worker whom Redis refuses ends before it takes partitions from others. One that is away may come back.
-        with suppress(StoreUnavailable):
-            parts.store.partitions()
-        self._applier = Applier(settings, self._topic, parts.store, parts.engine, parts.outbox, metrics, health)
+        self._parts = parts
+        # A worker whom Redis refuses ends before it takes partitions from others.
+        self._served = self._next = self._open_first()
+        self._show_served()
+        self._applier = Applier(
+            settings,
+            self._topic,
+            self._served.store,
+            self._served.engine,
+            parts.outbox,
+            metrics,
+            health,
+            parts.erasures,
+        )
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="apply")
+        self._loader = ThreadPoolExecutor(max_workers=1, thread_name_prefix="load")
+        self._called = asyncio.Event()  # something else than a frame is to be looked at
+        self._reload_at = 0.0
+        self._reread: ExtentsReader | None = None
         self._queue: asyncio.Queue[Received] = asyncio.Queue(settings.evolve.queue_frames)
         self._stopping = asyncio.Event()
         self._next_offsets: dict[int, int] = {}
@@ -106,6 +136,8 @@ class Evolve:
             applying,
             asyncio.create_task(self._watch_lag(), name="lag"),
             asyncio.create_task(self._watch_tail(), name="tail"),
+            asyncio.create_task(self._watch_serving(), name="serving"),
+            asyncio.create_task(self._sweep_now_and_then(), name="sweep"),
             asyncio.create_task(self._app.wait_until_stopped(), name="faust"),
             asyncio.create_task(self._stopping.wait(), name="stop"),
         ]
@@ -173,9 +205,11 @@ class Evolve:
 
     def _assign(self, partitions: Sequence[int]) -> dict[int, int]:
         keys = [Partition(self._topic.name, partition) for partition in partitions]
-        return self._applier.assign(
+        next_offsets = self._applier.assign(
             partitions, self._admin.extents(keys), self._admin.committed(keys) if keys else {}, rebuild=self._rebuild
         )
+        self._reread = None  # Faust itself is sent back to where that had come
+        return next_offsets
 
     # Our own loops
 
@@ -183,6 +217,11 @@ class Evolve:
         loop = asyncio.get_running_loop()
         backlog: list[Received] = []
         while not self._stopping.is_set():
+            if self._next is not self._served:
+                await loop.run_in_executor(self._thread, self._move)
+            if self._reread is not None:
+                await loop.run_in_executor(self._thread, self._apply_again, self._reread)
+                continue
             if not backlog:
                 backlog += await self._first_frame()
             while len(backlog) < self._settings.evolve.queue_frames and not self._queue.empty():
@@ -191,11 +230,13 @@ class Evolve:
             self._acknowledge(done)
 
     async def _first_frame(self) -> list[Received]:
-        """The next frame, once there is one; nothing when told to stop before that."""
+        """The next frame, once there is one; nothing when told to stop or to move before that."""
         getting = asyncio.create_task(self._queue.get())
-        stopping = asyncio.create_task(self._stopping.wait())
-        await asyncio.wait({getting, stopping}, return_when=asyncio.FIRST_COMPLETED)
-        stopping.cancel()
+        others = {asyncio.create_task(self._stopping.wait()), asyncio.create_task(self._called.wait())}
+        await asyncio.wait({getting, *others}, return_when=asyncio.FIRST_COMPLETED)
+        self._called.clear()
+        for other in others:
+            other.cancel()
         if getting.done():
             return [getting.result()]
         getting.cancel()
@@ -224,6 +265,124 @@ class Evolve:
             with suppress(StoreUnavailable):
                 await loop.run_in_executor(self._thread, self._applier.check_tail)
 
+    # What is served
+
+    def _open_first(self) -> Served:
+        """What is served now; Redis may still be starting."""
+        for attempt in stamina.retry_context(on=StoreUnavailable, attempts=None, timeout=None, wait_max=2.0):
+            with attempt:
+                try:
+                    served = self._parts.open(self._parts.serving())
+                except StoreUnavailable as error:
+                    self._health.block("store", str(error))
+                    _logger.warning("waiting for the store", attempt=attempt.num, error=str(error))
+                    raise
+        self._health.unblock("store")
+        return served
+
+    async def _watch_serving(self) -> None:
+        """Load what is to be served next, beside what is served, for the loop to move to between two batches."""
+        loop = asyncio.get_running_loop()
+        while True:
+            await asyncio.sleep(_SERVING_EVERY_S)
+            if monotonic() < self._reload_at:
+                continue
+            try:
+                serving = await loop.run_in_executor(self._loader, self._parts.serving)
+                if _is_same(serving, self._next.serving):
+                    if self._next is self._served:
+                        self._health.unblock("serving")
+                    continue
+                if _is_same(serving, self._served.serving):
+                    self._next = self._served
+                    continue
+                self._next = await loop.run_in_executor(self._loader, self._parts.open, serving)
+                self._called.set()
+            except StoreUnavailable:
+                continue
+            # A model that can't be loaded here never gets in: this worker goes on with the one before.
+            except DriftlineError as error:
+                self._refuse_next(error)
+
+    def _refuse_next(self, error: DriftlineError) -> None:
+        self._reload_at = monotonic() + _RELOAD_EVERY_S
+        _logger.error("what was activated can't be served here; going on as before", error=str(error))
+        self._health.block("serving", f"what was activated can't be served here: {error}")
+
+    def _move(self) -> None:
+        """In the thread that applies."""
+        served = self._next
+        partitions = [Partition(self._topic.name, number) for number in self._applier.next_offsets()]
+        try:
+            extents = self._admin.extents(partitions)
+            behind = self._applier.move(served.store, served.engine, extents)
+        except DriftlineError as error:
+            self._refuse_next(error)
+            self._next = self._served
+            return
+        self._served = served
+        self._reread = ExtentsReader(self._settings.kafka, behind, has_gaps=False) if behind else None
+        self._show_served()
+
+    def _apply_again(self, reader: ExtentsReader) -> None:
+        """Some frames that the generation moved to lacks; in the thread that applies."""
+        if self._reread is not reader:  # a rebalance came first
+            reader.close()
+            return
+        found = reader.read(_REREAD_FRAMES, _REREAD_WAIT_S)
+        frames = [Received(message.partition, message.offset, message.value or b"") for message in found]
+        while frames:
+            _, frames = self._applier.apply(frames)
+        if not reader.unfinished:
+            reader.close()
+            self._reread = None
+
+    async def _sweep_now_and_then(self) -> None:
+        """Encode again what other versions wrote, so that rows of users without new events follow a model too."""
+        while True:
+            await asyncio.sleep(_SWEEP_EVERY_S)
+            if self._settings.evolve.sweep_users_per_second:
+                with suppress(StoreUnavailable):
+                    await self._sweep()
+
+    async def _sweep(self) -> None:
+        """Look once through the partitions of this worker that may have such rows."""
+        loop, served = asyncio.get_running_loop(), self._served
+        rate, version = self._settings.evolve.sweep_users_per_second, served.engine.model_version
+        mine = list(self._applier.next_offsets())
+        unswept = await loop.run_in_executor(self._loader, served.sweep.unswept, mine, version)
+        if not unswept:
+            return
+        found = 0
+        steps = served.sweep.outdated(frozenset(unswept), version)
+        while (users := await loop.run_in_executor(self._loader, next, steps, None)) is not None:
+            found += len(users)
+            while users:
+                if self._served is not served:
+                    return
+                some, users = users[:_SWEEP_USERS], users[_SWEEP_USERS:]
+                written = await loop.run_in_executor(self._thread, self._applier.refresh, some)
+                self._metrics.swept_users.inc(written)
+                await asyncio.sleep(len(some) / rate)
+            await asyncio.sleep(_SWEEP_STEP_S)
+        if found:
+            _logger.info("rows of other versions encoded again", users=found, version=version)
+            return  # some may have been written meanwhile, and are looked for again
+        for partition in set(unswept) & set(self._applier.next_offsets()):
+            await loop.run_in_executor(self._loader, served.sweep.record, partition, version)
+
+    def _show_served(self) -> None:
+        serving, engine = self._served.serving, self._served.engine
+        _logger.info("serving", generation=serving.generation, model=engine.model_name, version=engine.model_version)
+        self._metrics.model.info(
+            {
+                "name": engine.model_name,
+                "version": engine.model_version,
+                "provider": self._served.provider,
+                "generation": serving.generation,
+            }
+        )
+
     def _die(self, error: BaseException) -> NoReturn:
         """End the process here and now: an orderly shutdown would commit."""
         if isinstance(error, DriftlineError):
@@ -231,6 +390,10 @@ class Evolve:
             os._exit(error.exit_code)
         _logger.error("evolve ends: unexpected error", exc_info=error)
         os._exit(_UNEXPECTED)
+
+
+def _is_same(one: Serving, other: Serving) -> bool:
+    return (one.generation, one.model) == (other.generation, other.model)
 
 
 def _faust_app(settings: Settings) -> faust.App:

@@ -1,36 +1,121 @@
 """What evolve is put together from, opened from the settings."""
 
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from time import time
+from typing import Literal, Protocol
 
-from models.bundle import read_bundle
+import structlog
+
+from models.bundle import Bundle, read_bundle
+from models.errors import BundleError
+from streams.contracts.generation import Generation, Serving
+from streams.errors import StateRefused
 from streams.interest.encode import Encoder, open_scorer
 from streams.interest.engine import Engine, EngineRules
 from streams.log.producer import Producer
 from streams.services.applier import EngineLike, Outbox
 from streams.services.bundle import bundle_path
 from streams.settings import Settings
-from streams.store.protocol import StateStore
-from streams.store.redis import RedisStore
+from streams.store.protocol import ErasureStore, StateStore
+from streams.store.redis import RedisErasures, RedisGenerations, RedisStore, RedisSweep
+
+_logger = structlog.get_logger("driftline.evolve")
+
+
+class Sweep(Protocol):
+    """What evolve needs to find rows of other versions; `streams.store.redis.RedisSweep` is one."""
+
+    def unswept(self, partitions: Sequence[int], model: str) -> list[int]:
+        """The partitions that were not looked through since this version took over."""
+
+    def record(self, partition: int, model: str) -> None:
+        """Record that a partition has no row of another version left."""
+
+    def outdated(self, partitions: Collection[int], model: str) -> Iterator[list[tuple[int, str]]]:
+        """Partitions and ids of users whose row is another version's, step by step."""
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """A generation's rows and the model that they are written with.
+
+    Attributes:
+        provider: What the model runs on.
+        sweep: Finds rows that other versions wrote.
+    """
+
+    serving: Serving
+    store: StateStore
+    engine: EngineLike
+    provider: str
+    sweep: Sweep
 
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """The store, the engine and the way out. Tests put wrappers in their place, to kill a worker at a step."""
+    """What is served, and the way out. Tests put wrappers in their place, to kill a worker at a step.
 
-    store: StateStore
-    engine: EngineLike
+    Attributes:
+        serving: Asks what is to be served; raises `StoreUnavailable`.
+        open: Opens that; raises whatever `open_served` does.
+    """
+
+    serving: Callable[[], Serving]
+    open: Callable[[Serving], Served]
     outbox: Outbox
+    erasures: ErasureStore
 
 
-def open_engine(settings: Settings) -> tuple[Engine, Encoder]:
-    """Load the bundle with its encoder and scorer, and replay the golden sample.
+def open_parts(settings: Settings) -> Parts:
+    """Connect to Redis and Kafka; both connections are made at first use."""
+    generations = RedisGenerations(settings.redis)
+    return Parts(
+        generations.serving,
+        lambda serving: open_served(settings, generations, serving),
+        Producer(settings.kafka),
+        RedisErasures(settings.redis),
+    )
+
+
+def open_served(settings: Settings, generations: RedisGenerations, serving: Serving) -> Served:
+    """Load the model that a generation is served with, beside any that is loaded already, and connect to its rows.
+
+    Raises:
+        BundleError: The bundle is missing, broken or tampered with.
+        EncoderFailed: It does not run here.
+        SettingsError: The recommendations are to be what this model cannot give.
+        StateRefused: The generation's vectors are of another space than the model's.
+        StoreUnavailable: Redis does not answer.
+    """
+    record = generations.find(serving.generation)
+    bundle = find_bundle(settings, serving, record)
+    engine, encoder = open_engine(settings, bundle, serving.generation)
+    record_model(generations, serving.generation, bundle)
+    name = serving.generation
+    return Served(serving, RedisStore(settings.redis, name), engine, encoder.provider, RedisSweep(settings.redis, name))
+
+
+def open_engine(
+    settings: Settings,
+    bundle: Bundle | None = None,
+    generation: str | None = None,
+    mode: Literal["live", "replay"] = "live",
+) -> tuple[Engine, Encoder]:
+    """Load a bundle's encoder and scorer, and replay the golden sample.
+
+    Args:
+        bundle: Without one, that of the settings.
+        generation: That recommendations are for; without one, that of the settings.
+        mode: Whether its recommendations are of new events or of replayed ones.
 
     Raises:
         BundleError: The bundle is missing, broken or tampered with.
         EncoderFailed: It does not run here.
         SettingsError: The recommendations are to be what this model cannot give.
     """
-    bundle = read_bundle(bundle_path(settings.model.bundle))
+    bundle = bundle or read_bundle(bundle_path(settings.model.bundle))
     encoder = Encoder(bundle, settings.model.provider, settings.model.threads)
     scorer = open_scorer(bundle, settings.model.provider, settings.model.threads)
     chosen = settings.recommendations
@@ -39,7 +124,8 @@ def open_engine(settings: Settings) -> tuple[Engine, Encoder]:
         chosen.filter_seen,
         chosen.because,
         settings.evolve.dedupe_memory,
-        settings.redis.generation,
+        generation or settings.redis.generation,
+        mode,
         exploration=chosen.exploration,
         rerank=chosen.rerank,
         rerank_pool=chosen.rerank_pool,
@@ -48,6 +134,65 @@ def open_engine(settings: Settings) -> tuple[Engine, Encoder]:
     return Engine(bundle, encoder, rules, scorer), encoder
 
 
-def open_parts(settings: Settings, engine: Engine) -> Parts:
-    """Connect to Redis and Kafka; both connections are made at first use."""
-    return Parts(RedisStore(settings.redis), engine, Producer(settings.kafka))
+def find_bundle(settings: Settings, serving: Serving, record: Generation | None) -> Bundle:
+    """The bundle of the version that is served; until one was activated, that of the settings.
+
+    A version is looked for in the settings' bundle, in the registry, and where it was when its generation was begun.
+
+    Raises:
+        BundleError: It is in none of these, or broken.
+    """
+    configured = bundle_path(settings.model.bundle)
+    if not serving.model:
+        return read_bundle(configured)
+    looked: list[str] = []
+    places: list[Path] = [configured]
+    if settings.model.registry is not None:
+        places.append(settings.model.registry / serving.model)
+    if record is not None and record.model == serving.model:
+        places.append(Path(record.bundle))
+    for place in places:
+        try:
+            bundle = read_bundle(place)
+        except BundleError as error:
+            looked.append(f"{place}: {error}")
+            continue
+        if bundle.config.version != serving.model:
+            looked.append(f"{place} is version {bundle.config.version}")
+            continue
+        if place != configured and settings.model.bundle is not None:
+            _logger.warning(
+                "another model than that of model.bundle was activated and is served",
+                served=serving.model,
+                path=str(place),
+            )
+        return bundle
+    raise BundleError(
+        f"generation {serving.generation} is served with model version {serving.model}, which is not here: "
+        f"{'; '.join(looked)}. Put it where this machine finds it: model.bundle, or a folder {serving.model} in model.registry"
+    )
+
+
+def record_model(generations: RedisGenerations, name: str, bundle: Bundle) -> None:
+    """Record whose vectors a generation holds: this model's, if it is of the space of the one before.
+
+    Raises:
+        StateRefused: It is not.
+    """
+    config, path = bundle.config, str(bundle.path.resolve())
+    new = Generation(name, config.name, config.version, bundle.space, path, round(time() * 1000), "live")
+    if generations.register(new):
+        return
+    known = generations.find(name)
+    if known is None or known.model == config.version:
+        return
+    if known.space != bundle.space:
+        raise StateRefused(
+            f"generation {name} holds vectors of model {known.model_name} {known.model}; {config.name} {config.version} at "
+            f"{bundle.path} has other items, item vectors or another window rule, and readers would mix the two. Fill a "
+            f"generation of its own with `driftline backfill --generation NAME --bundle {bundle.path} --execute`, then "
+            f"`driftline generations activate NAME`. Or go on with the model before, at {known.bundle}"
+        )
+    generations.record(
+        Generation(name, config.name, config.version, bundle.space, path, known.created_ms, known.origin)
+    )

@@ -245,13 +245,13 @@ def adopt_interactions(
     filled_with = store.partitions()
     if filled_with is None:
         raise UsageError(
-            f"the store at {settings.redis.masked_url} (generation {settings.redis.generation}) is empty, so there is "
+            f"the store at {settings.redis.masked_url} (generation {store.generation}) is empty, so there is "
             "no watermark to bring in step. Start evolve as it is; if it refuses, with `driftline evolve --rebuild`"
         )
     if filled_with != topic.partitions:
         raise StateRefused(
             f"topic {name} has {topic.partitions} partitions, the store was filled with {filled_with}: users would be "
-            f"in other partitions. Make the topic anew with {filled_with} partitions, or set redis.generation to a new "
+            f"in other partitions. Make the topic anew with {filled_with} partitions, or set redis.key_prefix to a new "
             "name and rebuild with `driftline evolve --rebuild`"
         )
     extents = admin.extents(partitions_of(topic))

@@ -260,7 +260,7 @@ def _read(settings: Settings, store: StateStore, user_id: str) -> UserRecord:
     if record is None:
         raise UnknownUser(
             f"there is no user {user_id!r} in Redis at {settings.redis.masked_url}, generation "
-            f"{settings.redis.generation}: none of its events was applied, or none for {settings.redis.ttl_days:g} "
+            f"{store.generation}: none of its events was applied, or none for {settings.redis.ttl_days:g} "
             "days (redis.ttl_days). `driftline status` shows what waits to be applied"
         )
     return record

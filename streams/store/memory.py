@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
+from streams.contracts.erasure import Erasure, Erasures, user_digest
 from streams.contracts.frame import partition_of
 from streams.interest.engine import UserRow
 from streams.store.protocol import Reading, StoredRow, Swap, SwapResult, UserRecord, Watermark
@@ -11,7 +12,8 @@ from streams.store.protocol import Reading, StoredRow, Swap, SwapResult, UserRec
 class MemoryStore:
     """`StateStore` on dictionaries. Rows do not expire."""
 
-    def __init__(self) -> None:
+    def __init__(self, generation: str = "g1") -> None:
+        self.generation = generation
         self._partitions: int | None = None
         self._watermarks: dict[int, Watermark] = {}
         self._rows: dict[str, UserRow] = {}
@@ -54,12 +56,23 @@ class MemoryStore:
             return None
         return UserRecord(user_id, partition_of(user_id, self._partitions), row)
 
+    def read_users(self, user_ids: Sequence[str]) -> list[UserRecord | None]:
+        """As `read_user`, of many, in the order asked for."""
+        return [self.read_user(user_id) for user_id in user_ids]
+
     def scan_users(self) -> Iterator[UserRecord]:
         """See `StateStore`."""
         for user_id in list(self._rows):
             record = self.read_user(user_id)
             if record is not None:
                 yield record
+
+    def forget(self, erasure: Erasure, topic_id: str, partitions: int) -> None:
+        """Remove a user's row unless the erasure was applied here."""
+        watermark = self._watermarks.get(partition_of(erasure.user_id, self._partitions or partitions))
+        applied = watermark is not None and watermark.topic_id == topic_id and watermark.offset >= erasure.frame_offset
+        if not applied:
+            self._rows.pop(erasure.user_id, None)
 
     def _stored(self, user_id: str) -> StoredRow:
         row = self._rows.get(user_id)
@@ -76,5 +89,38 @@ class MemoryStore:
             return SwapResult(swapped=False, offset=found)
         marks = {**(current.marks if current else {}), **swap.watermark.marks}
         self._watermarks[swap.partition] = replace(swap.watermark, marks=marks)
-        self._rows |= swap.rows
+        self._rows |= {user: row for user, row in swap.rows.items() if not swap.refreshes or user in self._rows}
+        for user in swap.ended:
+            self._rows.pop(user, None)
         return SwapResult(swapped=True, offset=swap.watermark.offset)
+
+
+class MemoryErasures:
+    """`ErasureStore` on a dictionary.
+
+    Args:
+        generations: From which the erased are removed.
+    """
+
+    def __init__(self, generations: Sequence[MemoryStore] = ()) -> None:
+        self.generations = generations
+        self._recorded = Erasures()
+
+    def read(self) -> Erasures:
+        """See `ErasureStore`."""
+        return Erasures(dict(self._recorded.items()))
+
+    def read_of(self, users: Sequence[str]) -> Erasures:
+        """See `ErasureStore`."""
+        digests = {user_digest(user) for user in users}
+        return Erasures({digest: erased_ms for digest, erased_ms in self._recorded.items() if digest in digests})
+
+    def record(self, erasures: Erasures) -> None:
+        """See `ErasureStore`."""
+        self._recorded.update(erasures)
+
+    def forget(self, erasures: Sequence[Erasure], topic_id: str, partitions: int) -> None:
+        """See `ErasureStore`."""
+        for store in self.generations:
+            for erasure in erasures:
+                store.forget(erasure, topic_id, partitions)

@@ -27,6 +27,8 @@ Freshness: from an event's Kafka timestamp (taken when the app hands it to its p
 has read the vector from Redis (`reader.py`).
 With the demo model catching up and freshness are measured unless `--only` asks for more.
 Memory: Redis's used memory over its users; resident sizes after 20,000 events. Script: by Redis's own statistics.
+Backfill: `driftline backfill` of a log in `interactions`, from the start of the command to its end, and a live worker that
+catches up on the same log; `--only backfill --events 50000000 --users 1000000` for a large one.
 Lists: processor time on one thread, without Kafka and Redis (`lists.py`): `--only lists` takes seconds.
 """
 
@@ -44,11 +46,11 @@ from export.pooling import write_pooling_bundle
 from streams.errors import DriftlineError
 from streams.observe.logs import configure_logging
 from streams.services.bundle import DEMO_BUNDLE
-from tests.benchmarks import catch_up, footprint, lists, live
+from tests.benchmarks import backfill, catch_up, footprint, lists, live
 from tests.benchmarks.interference import Interference
 from tests.benchmarks.report import Figure, as_json, as_markdown, machine, print_table
 from tests.benchmarks.rig import Assistant, BenchmarkFailed, Rig
-from tests.benchmarks.workload import item_ids
+from tests.benchmarks.workload import USERS, item_ids
 
 _RATES: Final = (250.0, 1000.0, 2000.0, 4000.0)
 _FEW_RATES: Final = (1000.0,)
@@ -63,6 +65,7 @@ class Part(StrEnum):
     MEMORY = "memory"
     SCRIPT = "script"
     LISTS = "lists"
+    BACKFILL = "backfill"
 
 
 class Model(StrEnum):
@@ -85,6 +88,11 @@ def main(
     runs: Annotated[int | None, typer.Option(min=1, help="Runs of each measurement; default 3.")] = None,
     only: Annotated[list[Part] | None, typer.Option(help="Measure this alone; may be given several times.")] = None,
     model: Annotated[list[Model] | None, typer.Option(help="Serve this model alone.")] = None,
+    events: Annotated[
+        int | None,
+        typer.Option(min=1000, help="Of the log that is replayed; default 3,000,000, with --quick a million."),
+    ] = None,
+    users: Annotated[int, typer.Option(min=100, help="Of the log that is replayed.")] = USERS,
     output: Annotated[OutputFormat, typer.Option("--output", "-o", help="How to print the figures.")] = (
         OutputFormat.TABLE
     ),
@@ -114,7 +122,8 @@ def main(
                     wanted = with_servers
                     if not only and chosen is not Model.POOLING:
                         wanted = with_servers - {Part.LIVE, Part.MEMORY}
-                    figures += _measure(rig, bundle, chosen, wanted, quick=quick, runs=runs, log=log)
+                    replayed = events or (1_000_000 if quick else 3_000_000), users
+                    figures += _measure(rig, bundle, chosen, wanted, quick=quick, runs=runs, replayed=replayed, log=log)
     if output is OutputFormat.JSON:
         print(as_json(figures, about))
     elif output is OutputFormat.MARKDOWN:
@@ -133,7 +142,15 @@ def _measure_lists(directory: Path, *, runs: int, log: Console) -> list[Figure]:
 
 
 def _measure(
-    rig: Rig, bundle: Path, model: Model, parts: set[Part], *, quick: bool, runs: int, log: Console
+    rig: Rig,
+    bundle: Path,
+    model: Model,
+    parts: set[Part],
+    *,
+    quick: bool,
+    runs: int,
+    replayed: tuple[int, int],
+    log: Console,
 ) -> list[Figure]:
     def say(what: str) -> None:
         log.print(f"[dim]{model}: {what}[/]")
@@ -150,7 +167,7 @@ def _measure(
         say(f"other processes had {100 * share:.0f} % of the machine meanwhile")
 
     with Assistant("tests.benchmarks.generator", rig.kafka.bootstrap_servers, str(bundle)) as generator:
-        if parts & {Part.CATCH_UP, Part.LIVE, Part.FRESHNESS}:
+        if parts & {Part.CATCH_UP, Part.LIVE, Part.FRESHNESS, Part.BACKFILL}:
             say("warming the broker up")
             live.warm_broker(rig, generator, bundle, seconds=12.0 if quick else 40.0)
             interference.share()
@@ -172,6 +189,10 @@ def _measure(
             )
         if Part.MEMORY in parts:
             add(footprint.memory(rig, generator, bundle, model, runs=runs, say=say))
+    if Part.BACKFILL in parts:
+        events, users = replayed
+        seconds = 8.0 if quick else 15.0
+        add(backfill.measure(rig, bundle, model, runs=runs, events=events, users=users, live_seconds=seconds, say=say))
     # The rows of the two models differ in length only by the vector; and the swap does not know the model.
     if Part.SCRIPT in parts and model is Model.POOLING:
         add(footprint.script(rig, bundle, model, runs=runs, say=say))

@@ -74,6 +74,20 @@ def _from_frames(rig: Rig, backlog: Backlog, bundle: Path) -> float:
         return _rate(lambda: applied(store), evolve, backlog.events)
 
 
+def live_rate(rig: Rig, backlog: Backlog, bundle: Path, seconds: float) -> float:
+    """Events a second of a live worker that catches up for so long, or until it has."""
+    rig.fill(bundle)
+    environment = rig.environment(backlog.raw.name, backlog.interactions.name, rig.topic("recommendations").name)
+    store = RedisStore(rig.settings(backlog.raw.name, backlog.interactions.name).redis)
+    with rig.driftline("evolve", environment, "--bundle", str(bundle)) as evolve:
+        wait_for(lambda: evolve.check() or applied(store) >= backlog.events * 0.01, "evolve is warm", 60.0)
+        started, before = time.perf_counter(), applied(store)
+        while applied(store) < backlog.events and time.perf_counter() - started < seconds:
+            evolve.check()
+            time.sleep(_POLL_S)
+        return (applied(store) - before) / (time.perf_counter() - started)
+
+
 def _from_raw(rig: Rig, backlog: Backlog, bundle: Path, cost: Figure) -> float:
     rig.fill(bundle)
     interactions = rig.topic("interactions")

@@ -21,10 +21,10 @@ class Goal:
 
     Attributes:
         of: The ratio to the stock agent, or the value itself.
-        bound: The least ratio, or the value that it must stay below.
+        bound: The least ratio or value, or the value that it must stay below.
     """
 
-    of: Literal["ratio", "value"]
+    of: Literal["ratio", "value", "least"]
     bound: float
 
 
@@ -70,7 +70,7 @@ class Figure:
             return None
         if self.goal.of == "ratio":
             return self.ratio is not None and self.ratio >= self.goal.bound
-        return self.value < self.goal.bound
+        return self.value >= self.goal.bound if self.goal.of == "least" else self.value < self.goal.bound
 
 
 def machine() -> dict[str, Any]:
@@ -140,7 +140,7 @@ def _cells(figure: Figure) -> tuple[str, str, str, str]:
     goal = ""
     if figure.goal is not None:
         reached = "reached" if figure.reached else "missed"
-        wanted = f"≥ {figure.goal.bound:g}×" if figure.goal.of == "ratio" else f"< {figure.goal.bound:g} {figure.unit}"
+        wanted = f"< {figure.goal.bound:g} {figure.unit}" if figure.goal.of == "value" else f"≥ {figure.goal.bound:g}×"
         goal = f"{wanted}: {reached}"
     return (
         _with_range(figure.runs, figure.unit),

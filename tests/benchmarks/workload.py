@@ -46,9 +46,9 @@ def item_ids() -> list[str]:
     return [f"item-{number:04}" for number in range(ITEMS)]
 
 
-def activity() -> npt.NDArray[np.float64]:
+def activity(users: int = USERS) -> npt.NDArray[np.float64]:
     """The share of the events that each user makes, shape (users,)."""
-    return _falling(USERS, _ACTIVITY_OFFSET)
+    return _falling(users, _ACTIVITY_OFFSET)
 
 
 def events(items: tuple[str, ...], seed: int = 1) -> Iterator[RawEvent]:

@@ -19,6 +19,7 @@ from prometheus_client import CollectorRegistry
 
 from streams.contracts.dead_letter import DeadLetter
 from streams.contracts.frame import Frame
+from streams.contracts.generation import Serving
 from streams.log.topics import Message, Partition
 from streams.observe.health import Health
 from streams.observe.http import serve_http
@@ -26,7 +27,7 @@ from streams.observe.logs import configure_logging
 from streams.observe.metrics import EvolveMetrics, IngestMetrics
 from streams.services.evolve import Evolve
 from streams.services.ingest import Ingest
-from streams.services.parts import Parts, open_engine, open_parts
+from streams.services.parts import Served, open_parts
 from streams.settings import load_settings
 from streams.store.protocol import Swap, SwapResult, Watermark
 from streams.store.redis import RedisStore
@@ -117,8 +118,12 @@ def main() -> None:
             return
         kind = SwapsBlindly if mutant == "swaps-blindly" else ForgetsMarks
         kind.weakness = weakness
-        parts = open_parts(settings, open_engine(settings)[0])
-        broken = Parts(kind(settings.redis), parts.engine, parts.outbox)
+        parts = open_parts(settings)
+
+        def open_broken(serving: Serving) -> Served:
+            return replace(parts.open(serving), store=kind(settings.redis, serving.generation))
+
+        broken = replace(parts, open=open_broken)
         asyncio.run(Evolve(settings, broken, EvolveMetrics.on(registry), health).run())
 
 

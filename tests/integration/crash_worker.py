@@ -12,14 +12,17 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from prometheus_client import CollectorRegistry
 
 from streams.contracts.dead_letter import Headers
+from streams.contracts.erasure import Erasure, Erasures
+from streams.contracts.generation import Serving
 from streams.errors import DeliveryFailed, DriftlineError
-from streams.interest.engine import StageSeconds, UserEvents, UserUpdate
+from streams.interest.engine import StageSeconds, UserEvents, UserRow, UserUpdate, UserWindow
+from streams.interest.window import Advance, Arrival
 from streams.log.producer import Producer
 from streams.observe.health import Health
 from streams.observe.http import serve_http
@@ -28,15 +31,19 @@ from streams.observe.metrics import EvolveMetrics, IngestMetrics
 from streams.services.applier import EngineLike, Outbox, Received
 from streams.services.evolve import Evolve
 from streams.services.ingest import Ingest
-from streams.services.parts import Parts, open_engine
+from streams.services.parts import Parts, Served, open_served
 from streams.settings import Settings, load_settings
 from streams.store.protocol import Swap, SwapResult
-from streams.store.redis import RedisStore
+from streams.store.redis import RedisErasures, RedisGenerations, RedisStore
 
 AFTER_ENCODE = "after-encode"
 AFTER_PRODUCE = "after-produce"
 BETWEEN_SWAPS = "between-swaps"
 AFTER_SWAP = "after-swap"
+BEFORE_HANDOVER = "before-handover"
+AFTER_HANDOVER = "after-handover"
+AFTER_RECORD = "after-record"
+AFTER_FORGET = "after-forget"
 AFTER_ACK = "after-ack"
 FREEZE_BEFORE_SWAP = "freeze-before-swap"
 TERM_BEFORE_SWAP = "term-before-swap"
@@ -84,11 +91,21 @@ class FusedEngine:
         self._fuse = fuse
 
     @property
+    def model_name(self) -> str:
+        return self._inner.model_name
+
+    @property
     def model_version(self) -> str:
         return self._inner.model_version
 
+    def encode(self, windows: Sequence[UserWindow], now_ms: int) -> list[UserRow]:
+        return self._inner.encode(windows, now_ms)
+
     def verify(self) -> None:
         self._inner.verify()
+
+    def advance(self, user: UserEvents) -> Advance[Arrival]:
+        return self._inner.advance(user)
 
     def evolve(self, users: Sequence[UserEvents], now_ms: int, seconds: StageSeconds | None = None) -> list[UserUpdate]:
         updates = self._inner.evolve(users, now_ms, seconds)
@@ -97,18 +114,33 @@ class FusedEngine:
 
 
 class FusedOutbox:
-    """Dies when the recommendations are acknowledged, and the store knows nothing of them."""
+    """Dies when the recommendations are acknowledged, and the store knows nothing of them; or so with a handover."""
 
     def __init__(self, inner: Outbox, fuse: Fuse) -> None:
         self._inner = inner
         self._fuse = fuse
+        self._handed_over = False
 
-    def send(self, topic: str, value: bytes | None, key: bytes | str | None = None, *, headers: Headers = ()) -> None:
-        self._inner.send(topic, value, key, headers=headers)
+    def send(
+        self,
+        topic: str,
+        value: bytes | None,
+        key: bytes | str | None = None,
+        partition: int = -1,
+        headers: Headers = (),
+    ) -> None:
+        self._handed_over = self._handed_over or partition >= 0
+        self._inner.send(topic, value, key, partition, headers)
 
     def flush(self) -> None:
+        if self._handed_over:
+            self._fuse.at(BEFORE_HANDOVER)
         self._inner.flush()
-        self._fuse.at(AFTER_PRODUCE)
+        if self._handed_over:
+            self._handed_over = False
+            self._fuse.at(AFTER_HANDOVER)
+        else:
+            self._fuse.at(AFTER_PRODUCE)
 
 
 class FusedStore(RedisStore):
@@ -125,6 +157,20 @@ class FusedStore(RedisStore):
         results = super().swap(swaps)
         self.fuse.at(AFTER_SWAP)
         return results
+
+
+class FusedErasures(RedisErasures):
+    """Dies when erasures are recorded, or when rows of other generations are gone as well, and the own ones are not."""
+
+    fuse: Fuse
+
+    def record(self, erasures: Erasures) -> None:
+        super().record(erasures)
+        self.fuse.at(AFTER_RECORD)
+
+    def forget(self, erasures: Sequence[Erasure], topic_id: str, partitions: int) -> None:
+        super().forget(erasures, topic_id, partitions)
+        self.fuse.at(AFTER_FORGET)
 
 
 class FusedEvolve(Evolve):
@@ -174,10 +220,16 @@ class FusedIngest(Ingest):
 
 def run_evolve(settings: Settings, fuse: Fuse, health: Health, registry: CollectorRegistry) -> None:
     """As `driftline evolve`."""
-    engine, _ = open_engine(settings)
+    generations = RedisGenerations(settings.redis)
+
+    def open_fused(serving: Serving) -> Served:
+        served = open_served(settings, generations, serving)
+        store = FusedStore(settings.redis, serving.generation)
+        return replace(served, store=store, engine=FusedEngine(served.engine, fuse))
+
     outbox = FusedOutbox(Producer(settings.kafka), fuse)
-    parts = Parts(FusedStore(settings.redis), FusedEngine(engine, fuse), outbox)
-    FusedStore.fuse = FusedEvolve.fuse = fuse
+    parts = Parts(generations.serving, open_fused, outbox, FusedErasures(settings.redis))
+    FusedStore.fuse = FusedErasures.fuse = FusedEvolve.fuse = fuse
     asyncio.run(FusedEvolve(settings, parts, EvolveMetrics.on(registry), health).run())
 
 

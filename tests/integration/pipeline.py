@@ -35,7 +35,7 @@ from deploy.local.process import free_port
 from streams.errors import LogError
 from streams.log.admin import LogAdmin
 from streams.log.topics import Partition
-from streams.settings import KafkaSettings
+from streams.settings import KafkaSettings, Settings, load_settings
 from tests.integration import crash_worker, oracle
 from tests.integration.oracle import Message
 from tests.integration.waiting import wait_until
@@ -266,13 +266,15 @@ class Load(threading.Thread):
 class Pipeline:
     """Topics, workers and what they wrote. Use it as a context: leaving it ends every process.
 
-    Attributes:
-        deleted, deleted_ids: What was in raw topics that were deleted and made anew, as `oracle.check_log` takes it.
-
     Args:
         directory: For the workers' logs.
         copies: Of each topic; with three, a write counts once two brokers have it.
         settings: More settings by variable without the prefix, such as {"EVOLVE__BATCH_USERS": "32"}.
+
+    Attributes:
+        environment: Of the workers, and for commands.
+        generation: Whose watermarks and rows are waited for and checked.
+        deleted, deleted_ids: What was in raw topics that were deleted and made anew, as `oracle.check_log` takes it.
     """
 
     def __init__(
@@ -292,12 +294,13 @@ class Pipeline:
         self.partitions = partitions
         self.copies = copies
         self.workers: list[Worker] = []
+        self.generation = "g1"
         self.deleted: list[Message] = []
         self.deleted_ids: dict[str, str] = {}
         self._servers = bootstrap_servers
         self._loads: list[Load] = []
         self._undelivered: list[str] = []
-        self._environment = {
+        self.environment = {
             **{name: value for name, value in os.environ.items() if not name.startswith("DRIFTLINE_")},
             "PYTHONPATH": str(_REPOSITORY),
             "DRIFTLINE_KAFKA__BOOTSTRAP_SERVERS": bootstrap_servers,
@@ -437,21 +440,38 @@ class Pipeline:
         worker.start(crash_worker.command(step, call))
         return worker
 
-    def run(self, *arguments: str, timeout_s: float = 60.0) -> "subprocess.CompletedProcess[str]":
-        """Run a driftline command with this pipeline's settings, to its end."""
+    def run(self, *arguments: str, timeout_s: float = 120.0) -> subprocess.CompletedProcess[str]:
+        """Run `driftline` with these arguments to its end, as an operator would."""
         return subprocess.run(
             [sys.executable, "-m", "streams.cli", *arguments],
             cwd=self.directory,
-            env=self._environment,
+            env=self.environment,
             capture_output=True,
             text=True,
             timeout=timeout_s,
             check=False,
         )
 
+    def settings(self, **environment: str) -> Settings:
+        """What its processes are set to, with some variables of one's own (without the prefix)."""
+        more = {f"DRIFTLINE_{name}": value for name, value in environment.items()}
+        return load_settings(environ={**self.environment, **more})
+
+    def begin(self, command: Sequence[str], **environment: str) -> subprocess.Popen[str]:
+        """Start a Python program with the workers' settings; whoever starts it ends it."""
+        more = {f"DRIFTLINE_{name}": value for name, value in environment.items()}
+        return subprocess.Popen(
+            [sys.executable, *command],
+            cwd=self.directory,
+            env={**self.environment, **more},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
     def _worker(self, service: str, command: Sequence[str]) -> Worker:
         name = f"{service}-{len(self.workers)}"
-        worker = Worker(name, command, self._environment, self.directory / f"{name}.log")
+        worker = Worker(name, command, self.environment, self.directory / f"{name}.log")
         self.workers.append(worker)
         return worker
 
@@ -534,7 +554,7 @@ class Pipeline:
         """The offset of the last applied frame of each partition, -1 before the first."""
         found = {}
         for number in range(self.partitions):
-            offset = self._redis.hget(f"{self.names.key_prefix}:g1:{{{number}}}:watermark", "offset")
+            offset = self._redis.hget(f"{self.names.key_prefix}:{self.generation}:{{{number}}}:watermark", "offset")
             found[number] = -1 if offset is None else int(cast("bytes", offset))
         return found
 
@@ -561,6 +581,11 @@ class Pipeline:
             for key, fields in zip(keys, hashes, strict=True)
         }
 
+    def served_rows(self) -> dict[str, dict[str, bytes]]:
+        """Those of `generation`."""
+        prefix = f"{self.names.key_prefix}:{self.generation}:"
+        return {key: row for key, row in self.rows().items() if key.startswith(prefix)}
+
     # The oracle
 
     def read_log(self) -> oracle.Log:
@@ -583,7 +608,7 @@ class Pipeline:
         names = self.names
         log = self.read_log() if log is None else log
         rows = self.rows()
-        outcomes = oracle.check_rows(rows, log, rule, model, self.partitions, names.key_prefix, k)
+        outcomes = oracle.check_rows(rows, log, rule, model, self.partitions, names.key_prefix, k, self.generation)
         assert log.raw_count == outcomes.total() + len(log.bad)
         return Account(
             raw=log.raw_count,

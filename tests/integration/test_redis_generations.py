@@ -6,7 +6,7 @@ from redis import Redis
 
 from deploy.local.servers import RedisServer
 from streams.contracts.frame import Source, partition_of
-from streams.contracts.generation import Generation, Plan, Progress, Serving
+from streams.contracts.generation import Generation, Plan, Progress, Request, Serving
 from streams.errors import StateRefused
 from streams.interest.engine import UserRow
 from streams.settings import RedisSettings
@@ -15,9 +15,9 @@ from streams.store.redis import RedisFilling, RedisGenerations, RedisStore
 from streams.store.redis.filling import ClaimLost, FilledWindow, WatermarkMoved
 from tests.store_contract import CLICKS, PARTITIONS, TOPIC_ID, row, swap
 
-G1 = Generation("g1", "pooling", "aaaaaaaaaaaa", "/models/a", 1_000, "live")
-G2 = Generation("g2", "sasrec", "bbbbbbbbbbbb", "/models/b", 2_000, "backfill")
-PLAN = Plan("interactions", PARTITIONS, 3, (), (), "click", TOPIC_ID, G2.model, 5_000)
+G1 = Generation("g1", "pooling", "aaaaaaaaaaaa", "space-a", "/models/a", 1_000, "live")
+G2 = Generation("g2", "sasrec", "bbbbbbbbbbbb", "space-b", "/models/b", 2_000, "backfill")
+PLAN = Plan(Request("interactions"), PARTITIONS, 3, TOPIC_ID, G2.model, 5_000)
 LEASE_MS = 60_000
 MARK = Watermark(7, TOPIC_ID, PARTITIONS, {CLICKS: 40, Source("views", "id-of-views", 3): 2})
 
@@ -97,7 +97,7 @@ def test_a_key_that_is_not_ours_is_named(generations: RedisGenerations, client: 
 def test_the_first_record_of_a_generation_stays(generations: RedisGenerations) -> None:
     assert generations.register(G2)
     assert generations.register(G1)
-    assert not generations.register(Generation("g1", "other", "c", "/c", 3_000, "backfill"))
+    assert not generations.register(Generation("g1", "other", "c", "space-c", "/c", 3_000, "backfill"))
     assert generations.all() == [G1, G2]
     assert (generations.find("g1"), generations.find("g9")) == (G1, None)
 
@@ -129,8 +129,8 @@ def test_dropping_takes_every_key_of_a_generation_and_none_of_another(
 
 def test_a_plan_is_made_once_and_kept_until_it_is_done(filling: RedisFilling, other: RedisFilling) -> None:
     assert filling.plan() is None
-    assert filling.begin(PLAN, {0: 10, 1: 0})
-    assert not other.begin(Plan("files", 8, 1, (), ("a",), "click", "", "c", 6_000), {0: 0})
+    assert filling.begin(PLAN, {0: Progress(10), 1: Progress(0)})
+    assert not other.begin(Plan(Request("files", ("a",)), 8, 1, "", "c", 6_000), {0: Progress(0)})
     assert other.plan() == PLAN
     assert other.progress([0, 1, 2]) == {0: Progress(10), 1: Progress(0)}
     filling.end(PLAN)
@@ -164,7 +164,7 @@ def test_a_window_waits_for_its_vector(filling: RedisFilling, store: RedisStore)
     assert list(store.scan_users()) == []
 
     filling.write_rows(partition, None, {"alice": row(1)})
-    assert filling.count_unencoded(partition) == 0
+    assert filling.count_unencoded([partition]) == 0
     found = store.read_user("alice")
     assert found is not None
     assert found.row == row(1)
@@ -174,7 +174,7 @@ def test_a_window_waits_for_its_vector(filling: RedisFilling, store: RedisStore)
 def test_more_users_than_one_script_call_may_hold_are_written(filling: RedisFilling) -> None:
     filling.claim([3])
     filling.write_windows(3, None, {f"user-{number}": FilledWindow(b"s", b"{}") for number in range(600)})
-    assert filling.count_unencoded(3) == 600
+    assert filling.count_unencoded([3]) == 600
     assert len(filling.unencoded(3, 256)) == 256
 
 
@@ -187,7 +187,7 @@ def test_rows_expire(filling: RedisFilling, client: Redis) -> None:
 
 
 def test_a_checkpoint_moves_progress_and_watermark_together(filling: RedisFilling, store: RedisStore) -> None:
-    filling.begin(PLAN, {3: 0})
+    filling.begin(PLAN, {3: Progress(0)})
     filling.claim([3])
     filling.checkpoint(3, None, Progress(8, events=100, repeats=3, late=2, bad=1), MARK)
     assert filling.progress([3]) == {3: Progress(8, events=100, repeats=3, late=2, bad=1)}

@@ -10,6 +10,7 @@ import re
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -34,6 +35,7 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]  # 2.16
 from deploy.local.servers import KafkaServer, RedisServer
 from export.pooling import write_pooling_bundle
 from models.spec import WindowRule
+from streams.contracts.generation import Generation, Plan, Progress, Request, Serving
 from streams.errors import AuthenticationFailed, DriftlineError, SettingsError, TopicMissing
 from streams.interest.engine import UserRow
 from streams.log.admin import LogAdmin
@@ -41,7 +43,8 @@ from streams.log.producer import Producer
 from streams.log.readers import RawReader, TailReader
 from streams.settings import KafkaSettings, RedisSettings, load_settings
 from streams.store.protocol import Swap, Watermark
-from streams.store.redis import RedisStore
+from streams.store.redis import RedisFilling, RedisGenerations, RedisStore
+from streams.store.redis.filling import FilledWindow
 from tests.integration.oracle import Rule, read_model
 from tests.integration.pipeline import Names, Pipeline, Raw, Worker
 from tests.integration.tls import Authority, TlsDoor
@@ -57,8 +60,9 @@ WRONG = "wr0ng-s3same=,:%/#@"
 SECRETS = (KAFKA_PASSWORD, KEY_PASSWORD, REDIS_PASSWORD, WRONG)
 # Everything that Driftline asks of Redis, scripts included; INFO and CONFIG GET are for `driftline doctor` alone.
 REDIS_RIGHTS = (
-    *("+get", "+set", "+del", "+pexpire", "+scan"),
-    *("+hget", "+hmget", "+hgetall", "+hexists", "+hset"),
+    *("+get", "+set", "+del", "+unlink", "+exists", "+pexpire", "+scan"),
+    *("+hget", "+hmget", "+hgetall", "+hexists", "+hset", "+hsetnx", "+hdel"),
+    *("+sadd", "+srem", "+scard", "+srandmember"),
     *("+watch", "+unwatch", "+multi", "+exec"),
     *("+evalsha", "+script|load"),
     *("+info", "+config|get"),
@@ -466,6 +470,32 @@ def test_the_least_rights_suffice_for_all_that_the_store_does(secured: Secured, 
     assert [record.user_id for record in store.scan_users()] == ["alice"]
     assert store.facts().role == "master"
     store.close()
+
+
+def test_the_least_rights_suffice_for_generations(secured: Secured, names: Names) -> None:
+    environment = {f"DRIFTLINE_{name}": value for name, value in secured.by_files().items()}
+    settings = load_settings(environ={**environment, "DRIFTLINE_REDIS__KEY_PREFIX": names.key_prefix}).redis
+    plan = Plan(Request("interactions"), 1, 1, "id", "model", 1)
+    with (
+        closing(RedisGenerations(settings)) as generations,
+        closing(RedisFilling(settings, "g2", "me", 60_000)) as filling,
+    ):
+        assert generations.register(Generation("g2", "name", "model", "space", "/bundle", 1, "backfill"))
+        assert filling.begin(plan, {0: Progress(0)})
+        assert filling.claim([0])
+        assert filling.is_claimed([0])
+        filling.write_windows(0, None, {"ana": FilledWindow(b"state", b"trigger")})
+        assert filling.count_unencoded([0]) == 1
+        assert filling.unencoded(0, 5) == ["ana"]
+        filling.write_rows(0, None, {"ana": UserRow(b"vector", b"[]", b"state", "model", 1)})
+        filling.leave_out(0, ["bea"])
+        filling.checkpoint(0, None, Progress(1), Watermark(0, "id", 1, {}))
+        filling.release([0])
+        filling.end(plan)
+        serving = generations.serving()
+        assert generations.serve(serving, Serving("g2", "model"))
+        assert [record.name for record in generations.all()] == ["g2"]
+        assert sum(generations.drop("g2")) == 3
 
 
 def test_a_redis_user_kept_to_other_keys_is_refused_at_once(secured: Secured) -> None:

@@ -97,11 +97,6 @@ class FileSource:
         self._default_type = default_type
         self._now_ms = round(time.time() * 1000) if now_ms is None else now_ms
 
-    @property
-    def size(self) -> int:
-        """Bytes on disk."""
-        return sum(path.stat().st_size for path in self.files)
-
     def count(self) -> Count:
         """How many records there are: Parquet says so, lines are estimated from a sample of each kind of file.
 
@@ -129,16 +124,15 @@ class FileSource:
             MissingExtra: It is Parquet or zstd, and pyarrow is not installed.
         """
         ordinal = skip
-        records = bad = 0
+        records = 0
         events: list[SourceEvent] = []
+        bad: list[int] = []
         for part, path in self._parts(skip):
             if records and records + len(part.records) > BATCH_RECORDS:
                 yield Batch(ordinal, events, bad)
-                records = bad = 0
-                events = []
-            before = self.bad.total
-            events += self._events(path, part)
-            bad += self.bad.total - before
+                records = 0
+                events, bad = [], []
+            events += self._events(path, part, ordinal, bad)
             records += len(part.records)
             ordinal += len(part.records)
         if records:
@@ -153,10 +147,11 @@ class FileSource:
                     yield part.without(skip), path
             skip = max(0, skip - number)
 
-    def _events(self, path: Path, part: _Part) -> Iterator[SourceEvent]:
+    def _events(self, path: Path, part: _Part, ordinal: int, bad: list[int]) -> Iterator[SourceEvent]:
         topic, topic_id, decode = path.name, str(path), part.decode
         default_type, now_ms = self._default_type, self._now_ms
-        for number, record in enumerate(part.records, start=part.first):
+        for index, record in enumerate(part.records):
+            number = part.first + index
             try:
                 event = decode(record)
                 if event is None:
@@ -164,8 +159,9 @@ class FileSource:
                 time_ms = _time_ms(event, now_ms)
             except InvalidEvent as error:
                 self.bad.add(error.reason, f"{path}, {part.kind} {number}", str(error))
+                bad.append(ordinal + index)
                 continue
-            yield source_event(event, default_type, time_ms, topic, topic_id, 0, number)
+            yield source_event(event, default_type, time_ms, topic, topic_id, 0, number, ordinal + index, time_ms)
 
 
 def _time_ms(event: Event, now_ms: int) -> int:

@@ -9,6 +9,7 @@ from time import time
 from typing import Final, Protocol
 
 from streams.contracts.event import InvalidEvent, decode_event, event_time_ms
+from streams.contracts.pseudonym import Pseudonyms
 from streams.errors import UsageError
 from streams.log.readers import ExtentsReader
 from streams.log.topics import Extent, Message, Partition, Topic
@@ -53,6 +54,7 @@ class RawSource:
 
     Raises:
         UsageError: A topic is not among the settings' sources.
+        SettingsError: The key of pseudonyms cannot be used.
     """
 
     def __init__(self, settings: Settings, topics: Mapping[str, Topic], extents: Mapping[Partition, Extent]) -> None:
@@ -67,6 +69,7 @@ class RawSource:
         self._settings = settings
         self._topics = topics
         self._extents = extents
+        self._pseudonyms = Pseudonyms(settings.ingest.pseudonym_key())
 
     def count(self) -> Count:
         """How many offsets there are: as many records, unless the log has gaps."""
@@ -85,25 +88,26 @@ class RawSource:
         with closing(ExtentsReader(self._settings.kafka, self._extents)) as reader:
             messages = islice(merged(reader), skip, None)
             while batch := list(islice(messages, BATCH_RECORDS)):
-                before = self.bad.total
-                events = list(self._events(batch))
+                bad: list[int] = []
+                events = list(self._events(batch, ordinal, bad))
                 ordinal += len(batch)
-                yield Batch(ordinal, events, self.bad.total - before)
+                yield Batch(ordinal, events, bad)
 
-    def _events(self, messages: list[Message]) -> Iterator[SourceEvent]:
+    def _events(self, messages: list[Message], first: int, bad: list[int]) -> Iterator[SourceEvent]:
         types, max_bytes = self._settings.topics.sources, self._settings.ingest.max_event_bytes
         ids = {name: topic.topic_id for name, topic in self._topics.items()}
         now_ms = round(time() * 1000)
-        for message in messages:
+        for ordinal, message in enumerate(messages, start=first):
             topic, partition, offset = message.topic, message.partition, message.offset
             appended_ms = message.timestamp_ms if message.timestamp_ms > 0 else now_ms
             try:
-                event = decode_event(message.value, max_bytes)
+                event = self._pseudonyms.in_event(decode_event(message.value, max_bytes))
                 time_ms = event_time_ms(event, appended_ms, now_ms)
             except InvalidEvent as error:
                 self.bad.add(error.reason, f"{topic} partition {partition} offset {offset}", str(error))
+                bad.append(ordinal)
                 continue
-            yield source_event(event, types[topic], time_ms, topic, ids[topic], partition, offset)
+            yield source_event(event, types[topic], time_ms, topic, ids[topic], partition, offset, ordinal, appended_ms)
 
 
 def merged(

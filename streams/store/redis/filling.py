@@ -3,7 +3,8 @@
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, Final
+from time import monotonic
+from typing import Any, Final, Literal
 
 import msgspec
 import redis
@@ -19,6 +20,8 @@ from streams.store.redis.keys import Keys, fields_of, watermark_of
 
 _ANOTHER_CLAIMS: Final = 0
 _MOVED: Final = -1
+# What this worker claims is kept, and its progress told, this often: a small part of any lease, and often enough to watch.
+_KEEP_EVERY_S: Final = 1.0
 
 
 class ClaimLost(StateRefused):
@@ -61,9 +64,12 @@ class RedisFilling:
         self._generation = generation
         self._token = token
         self._lease_ms = lease_ms
+        self._claimed: list[int] = []
+        self._kept_at = monotonic()
         self._ttl_ms = settings.ttl_ms
         self._claim, self._fill = Script.named("claim"), Script.named("fill")
         self._finish, self._checkpoint = Script.named("finish"), Script.named("checkpoint")
+        self._end = Script.named("end")
 
     def close(self) -> None:
         """Close the connections."""
@@ -80,19 +86,23 @@ class RedisFilling:
                 f"the generation with `driftline generations drop {self._generation}`"
             ) from error
 
-    def begin(self, plan: Plan, starts: Mapping[int, int]) -> bool:
-        """Record a plan and where each partition begins, unless there is a plan; whether it was recorded."""
+    def begin(self, plan: Plan, progress: Mapping[int, Progress], expected: Plan | None = None) -> bool:
+        """Record a plan, and how far each partition is, in the place of ``expected``; whether it was recorded.
+
+        Args:
+            expected: The plan that this one follows, whose partitions are done; None: there must be no plan.
+        """
+        before = None if expected is None else encode_record(expected)
 
         def begin() -> bool:
-            # Progress first: a plan that is there is complete.
             with self._client.pipeline() as pipe:
                 pipe.watch(self._keys.plan)  # type: ignore[no-untyped-call]  # redis 8.1
-                if pipe.exists(self._keys.plan):
+                if pipe.get(self._keys.plan) != before:
                     return False
                 pipe.multi()
-                for partition, start in starts.items():
+                for partition, of_partition in progress.items():
                     pipe.delete(self._keys.progress(partition))
-                    pipe.hset(self._keys.progress(partition), mapping=_progress_fields(Progress(start)))
+                    pipe.hset(self._keys.progress(partition), mapping=_progress_fields(of_partition))
                 pipe.set(self._keys.plan, encode_record(plan))
                 try:
                     pipe.execute()
@@ -119,7 +129,7 @@ class RedisFilling:
         self._ask(end)
 
     def progress(self, partitions: Sequence[int]) -> dict[int, Progress]:
-        """How far each partition is; those of which nothing is recorded are left out."""
+        """How far each partition is for good; those of which nothing is recorded are left out."""
 
         def read() -> list[dict[bytes, bytes]]:
             with self._client.pipeline(transaction=False) as pipe:
@@ -130,22 +140,72 @@ class RedisFilling:
         found = zip(partitions, self._ask(read), strict=True)
         return {partition: _progress(fields) for partition, fields in found if fields}
 
+    def reading(self, partitions: Sequence[int]) -> dict[int, Progress]:
+        """As `progress`, with what the workers have told since: it is in their memories, and lost if they die."""
+        recorded = self.progress(partitions)
+
+        def read() -> list[Any]:
+            with self._client.pipeline(transaction=False) as pipe:
+                for partition in partitions:
+                    pipe.get(self._keys.reading(partition))
+                return pipe.execute()
+
+        told = {
+            partition: msgspec.json.decode(raw, type=Progress)
+            for partition, raw in zip(partitions, self._ask(read), strict=True)
+            if raw is not None
+        }
+        return {
+            partition: max(known, told.get(partition, known), key=lambda progress: (progress.is_done, progress.next))
+            for partition, known in recorded.items()
+        }
+
     def claim(self, partitions: Sequence[int]) -> bool:
-        """Take or keep all of these partitions, or none of them."""
+        """Take all of these partitions, or none of them."""
         taken: list[int] = []
         for partition in partitions:
-            (mine,) = self._connection.run(
-                self._claim, [([self._keys.claim(partition)], [self._token, self._lease_ms])]
-            )
-            if mine != 1:
+            if not self._take(partition, "take"):
                 self.release(taken)
                 return False
             taken.append(partition)
+        self._claimed = taken
+        self._kept_at = monotonic()
         return True
+
+    def keep(self, reading: Mapping[int, Progress]) -> None:
+        """Keep what is claimed, and tell how far it is read; about once a second, however often this is called.
+
+        Raises:
+            ClaimLost: Another worker has taken a partition over.
+        """
+        if self._keep_claims():
+
+            def tell() -> None:
+                with self._client.pipeline(transaction=False) as pipe:
+                    for partition, progress in reading.items():
+                        pipe.set(self._keys.reading(partition), msgspec.json.encode(progress), px=self._lease_ms)
+                    pipe.execute()
+
+            self._ask(tell)
 
     def release(self, partitions: Sequence[int]) -> None:
         """Give partitions back."""
-        self._connection.run(self._claim, [([self._keys.claim(number)], [self._token, 0]) for number in partitions])
+        self._claimed = [number for number in self._claimed if number not in partitions]
+        self._connection.run(self._claim, [([self._keys.claim(number)], [self._token, 0, ""]) for number in partitions])
+
+    def _take(self, partition: int, how: Literal["take", "keep"]) -> bool:
+        call = [self._keys.claim(partition)], [self._token, self._lease_ms, how]
+        return bool(self._connection.run(self._claim, [call])[0] == 1)
+
+    def _keep_claims(self) -> bool:
+        """Keep what is claimed if it is time to; whether it was."""
+        if monotonic() - self._kept_at < _KEEP_EVERY_S:
+            return False
+        for partition in self._claimed:
+            if not self._take(partition, "keep"):
+                raise self._lost(partition)
+        self._kept_at = monotonic()
+        return True
 
     def is_claimed(self, partitions: Sequence[int]) -> bool:
         """Whether somebody fills one of these partitions."""
@@ -174,7 +234,7 @@ class RedisFilling:
         users = list(windows)
         for first in range(0, len(users), MAX_FRAME_USERS):
             some = users[first : first + MAX_FRAME_USERS]
-            arguments: list[Any] = []
+            arguments: list[Any] = [self._ttl_ms]
             for user in some:
                 arguments += (user, windows[user].state, windows[user].trigger or b"")
             self._write(self._fill, partition, expected, some, arguments)
@@ -184,21 +244,33 @@ class RedisFilling:
         users = list(rows)
         for first in range(0, len(users), MAX_FRAME_USERS):
             some = users[first : first + MAX_FRAME_USERS]
-            arguments: list[Any] = []
+            arguments: list[Any] = [self._ttl_ms]
             for user in some:
                 row = rows[user]
                 arguments += (user, row.vector, row.recommendations, row.state, row.model, row.updated_at)
             self._write(self._finish, partition, expected, some, arguments)
+
+    def end_windows(self, partition: int, expected: int | None, users: Sequence[str]) -> None:
+        """Remove the rows of users; raises as `write_windows`."""
+        for first in range(0, len(users), MAX_FRAME_USERS):
+            some = users[first : first + MAX_FRAME_USERS]
+            self._write(self._end, partition, expected, some, list(some))
 
     def unencoded(self, partition: int, count: int) -> list[str]:
         """Up to ``count`` users whose vectors are still to come."""
         found: Any = self._ask(lambda: self._client.srandmember(self._keys.unencoded(partition), count))
         return [user.decode() for user in found]
 
-    def count_unencoded(self, partition: int) -> int:
+    def count_unencoded(self, partitions: Sequence[int]) -> int:
         """How many users' vectors are still to come."""
-        found: Any = self._ask(lambda: self._client.scard(self._keys.unencoded(partition)))
-        return int(found)
+
+        def count() -> list[int]:
+            with self._client.pipeline(transaction=False) as pipe:
+                for partition in partitions:
+                    pipe.scard(self._keys.unencoded(partition))
+                return pipe.execute()
+
+        return sum(self._ask(count))
 
     def leave_out(self, partition: int, users: Sequence[str]) -> None:
         """Forget that users are still to be encoded: there is no row of theirs any more."""
@@ -227,20 +299,28 @@ class RedisFilling:
             self._keys.watermark(partition), self._keys.claim(partition), self._keys.unencoded(partition),
             *(self._keys.user(partition, user) for user in users),
         ]  # fmt: skip
-        arguments = [_offset(expected), self._token, self._ttl_ms, *arguments]
+        # One partition may take long, and others are claimed with it.
+        self._keep_claims()
+        arguments = [_offset(expected), self._token, *arguments]
         self._check(partition, self._connection.run(script, [(keys, arguments)])[0])
 
     def _check(self, partition: int, answer: int) -> None:
-        where = f"partition {partition} of generation {self._generation}"
         if answer == _ANOTHER_CLAIMS:
-            raise ClaimLost(
-                f"{where} is filled by another worker now: this one was silent for more than {self._lease_ms / 1000:g} s"
-            )
+            raise self._lost(partition)
         if answer == _MOVED:
             raise WatermarkMoved(
-                f"the watermark of {where} moved while it was filled: the generation was activated, or its topic "
-                "adopted. `driftline generations list` shows which is live"
+                f"the watermark of {self._where(partition)} moved while it was filled: the generation was activated, or "
+                "its topic adopted. `driftline generations list` shows which is live"
             )
+
+    def _lost(self, partition: int) -> ClaimLost:
+        return ClaimLost(
+            f"{self._where(partition)} is filled by another worker now: this one was silent for more than "
+            f"{self._lease_ms / 1000:g} s"
+        )
+
+    def _where(self, partition: int) -> str:
+        return f"partition {partition} of generation {self._generation}"
 
 
 def _offset(expected: int | None) -> int | str:

@@ -1,6 +1,7 @@
 """Which generations there are, and which one is served."""
 
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from itertools import islice
 from typing import Any, TypeVar
 
@@ -18,6 +19,7 @@ from streams.errors import StateRefused
 from streams.settings import RedisSettings
 from streams.store.redis.connection import SCAN_COUNT, Connection
 from streams.store.redis.keys import Keys
+from streams.store.redis.state import RedisStore
 
 _Record = TypeVar("_Record")
 
@@ -115,3 +117,13 @@ class RedisGenerations:
                 f"{where} in Redis at {self._connection.where} is not ours: {error}; set redis.key_prefix to a name "
                 "that nothing else uses, or upgrade"
             ) from error
+
+
+def open_served_store(settings: RedisSettings) -> RedisStore:
+    """The rows of the generation that is served now.
+
+    Raises:
+        SettingsError, StoreUnavailable, AuthenticationFailed, StateRefused: As `RedisGenerations`.
+    """
+    with closing(RedisGenerations(settings)) as generations:
+        return RedisStore(settings, generations.serving().generation)

@@ -48,6 +48,10 @@ class Keys:
         """A user's row."""
         return f"{self.prefix}{{{partition}}}:user:{user_id}"
 
+    def swept(self, partition: int) -> str:
+        """The version of a model for which a partition was looked through."""
+        return f"{self.prefix}{{{partition}}}:swept"
+
     def claim(self, partition: int) -> str:
         """Which worker fills a partition."""
         return f"{self.prefix}{{{partition}}}:claim"
@@ -55,6 +59,10 @@ class Keys:
     def progress(self, partition: int) -> str:
         """How far a partition is filled."""
         return f"{self.prefix}{{{partition}}}:progress"
+
+    def reading(self, partition: int) -> str:
+        """How far the worker that fills a partition has read, as it says."""
+        return f"{self.prefix}{{{partition}}}:reading"
 
     def unencoded(self, partition: int) -> str:
         """Users whose window is ahead of their vector."""

@@ -149,12 +149,14 @@ class RedisStore:
 
     def read_user(self, user_id: str) -> UserRecord | None:
         """See `StateStore`."""
+        return self.read_users([user_id])[0]
+
+    def read_users(self, user_ids: Sequence[str]) -> list[UserRecord | None]:
+        """As `read_user`, of many in one round trip, in the order asked for."""
         partitions = self.partitions()
         if partitions is None:
-            return None
-        partition = partition_of(user_id, partitions)
-        values: Any = self._ask(lambda: self._client.hmget(self._keys.user(partition, user_id), _ROW_FIELDS))
-        return _record(user_id, partition, values)
+            return [None] * len(user_ids)
+        return self._records([(partition_of(user_id, partitions), user_id) for user_id in user_ids])
 
     def scan_users(self) -> Iterator[UserRecord]:
         """See `StateStore`."""
@@ -164,29 +166,27 @@ class RedisStore:
         # A literal { } needs no escape in Redis patterns; what settings allow in a prefix has no special character.
         keys = iter(self._client.scan_iter(match=self._keys.every_user, count=SCAN_COUNT))
         while some := self._ask(lambda: list(islice(keys, SCAN_COUNT))):
-            yield from self._records(some)
+            found = self._records([self._keys.partition_and_user(key) for key in some])
+            yield from (record for record in found if record is not None)
 
-    def _records(self, keys: Sequence[bytes]) -> list[UserRecord]:
+    def _records(self, users: Sequence[tuple[int, str]]) -> list[UserRecord | None]:
         def read() -> list[Any]:
             with self._client.pipeline(transaction=False) as pipe:
-                for key in keys:
-                    pipe.hmget(key, _ROW_FIELDS)
+                for partition, user_id in users:
+                    pipe.hmget(self._keys.user(partition, user_id), _ROW_FIELDS)
                 return pipe.execute()
 
-        records = []
-        for key, values in zip(keys, self._ask(read), strict=True):
-            partition, user_id = self._keys.partition_and_user(key)
-            record = _record(user_id, partition, values)
-            if record is not None:
-                records.append(record)
-        return records
+        found = self._ask(read)
+        return [_record(user, partition, values) for (partition, user), values in zip(users, found, strict=True)]
 
     def _swap_call(self, swap: Swap) -> tuple[list[str], list[Any]]:
         new = swap.watermark
         prefix = self._keys.user(swap.partition, "")
-        keys = [self._keys.watermark(swap.partition), *(prefix + user for user in swap.rows)]
+        keys = [self._keys.watermark(swap.partition), *(prefix + user for user in (*swap.rows, *swap.ended))]
         expected: int | str = "" if swap.expected is None else swap.expected
-        arguments: list[Any] = [expected, new.offset, new.topic_id, new.partitions, self._ttl_ms, len(new.marks)]
+        lives_ms: int | str = "" if swap.refreshes else self._ttl_ms
+        arguments: list[Any] = [expected, new.offset, new.topic_id, new.partitions, lives_ms]
+        arguments += (len(swap.ended), len(new.marks))
         for source, offset in new.marks.items():
             arguments += (mark_field(source), offset)
         for row in swap.rows.values():

@@ -9,14 +9,20 @@ import pytest
 from export.pooling import write_pooling_bundle
 from models.bundle import Bundle, read_bundle
 from models.spec import WindowRule
+from streams.contracts.erasure import Erasures
+from streams.contracts.event import ERASE, IDENTIFY
+from streams.contracts.frame import InvalidFrame, Source
 from streams.contracts.generation import Progress
-from streams.contracts.recommendation import decode_recommendation
+from streams.contracts.recommendation import Recommendation, decode_recommendation
 from streams.interest.encode import Encoder
 from streams.interest.engine import Engine, UserRow
+from streams.interest.window import decode_state
 from streams.log.topics import Message
-from streams.services.backfill.filler import PartitionFiller
-from streams.store.memory import MemoryStore
-from streams.store.protocol import Watermark
+from streams.services.arrivals import Intake, add_arrivals
+from streams.services.backfill.events import SourceEvent
+from streams.services.backfill.filler import Lists, PartitionFiller
+from streams.store.memory import MemoryErasures, MemoryStore
+from streams.store.protocol import ErasureStore, Watermark
 from streams.store.redis.filling import FilledWindow
 from tests.streams.services.workbench import (
     CLICKS,
@@ -51,6 +57,7 @@ class MemoryFilling:
         self.progress = Progress(0)
         self.watermark: Watermark | None = None
         self.writes_to_crash = NO_CRASH
+        self.erasures: ErasureStore = MemoryErasures()
 
     def read_windows(self, partition: int, users: Sequence[str]) -> list[FilledWindow | None]:
         return [self.windows.get(user) for user in users]
@@ -61,6 +68,14 @@ class MemoryFilling:
             self._write()
             self.windows[user] = window
             self.waiting.add(user)
+
+    def end_windows(self, partition: int, expected: int | None, users: Sequence[str]) -> None:
+        self._check(expected)
+        for user in users:
+            self._write()
+            self.windows.pop(user, None)
+            self.rows.pop(user, None)
+            self.waiting.discard(user)
 
     def write_rows(self, partition: int, expected: int | None, rows: Mapping[str, UserRow]) -> None:
         self._check(expected)
@@ -103,8 +118,12 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     return read_bundle(path)
 
 
-def busy_log(seed: int) -> InteractionsLog:
-    """Frames of nine users with repeats, late events, events that ingest sent again, and a frame that is none."""
+def busy_log(seed: int, *, people: bool = False) -> InteractionsLog:
+    """Frames of nine users with repeats, late events, events that ingest sent again, and a frame that is none.
+
+    Args:
+        people: Some of the users ask to be erased, some turn out to be others.
+    """
     rng = random.Random(seed)
     log = InteractionsLog()
     offsets = {CLICKS: 0, VIEWS: 0}
@@ -118,6 +137,10 @@ def busy_log(seed: int) -> InteractionsLog:
             event_id = rng.choice((None, f"id-{rng.randrange(30)}"))
             user = f"user-{min(rng.randrange(9), rng.randrange(9))}"
             event = RawEvent(user, rng.choice(ITEMS), offsets[source], time_ms, event_id, source)
+            if people and rng.random() < 0.1:
+                event = event._replace(type=ERASE, item="")
+            elif people and rng.random() < 0.1:
+                event = event._replace(type=IDENTIFY, item=f"user-{rng.randrange(9)}")
             events.append(event)
             sent.append(event)
         if rng.random() < 0.2:
@@ -130,13 +153,21 @@ def busy_log(seed: int) -> InteractionsLog:
 
 def live(log: InteractionsLog, engine: Engine) -> tuple[MemoryStore, Worker]:
     store = MemoryStore()
-    worker = Worker(log, store, engine, RecordingOutbox())
+    worker = Worker(log, store, engine, RecordingOutbox(log))
     worker.assign()
-    worker.drain()
+    while worker.drain():
+        pass  # what is handed over comes in the log
     return store, worker
 
 
-def filler_of(store: MemoryFilling, engine: Engine, cache_bytes: int) -> PartitionFiller:
+def filler_of(
+    store: MemoryFilling,
+    engine: Engine,
+    cache_bytes: int,
+    *,
+    seal: Watermark | None = None,
+    lists: Lists | None = None,
+) -> PartitionFiller:
     return PartitionFiller(
         store,
         engine,
@@ -147,12 +178,22 @@ def filler_of(store: MemoryFilling, engine: Engine, cache_bytes: int) -> Partiti
         memory=MEMORY,
         progress=store.progress,
         cache_bytes=cache_bytes,
+        seal=seal,
+        lists=lists,
+        erasures=store.erasures,
     )
 
 
-def fill(log: InteractionsLog, store: MemoryFilling, engine: Engine, cache_bytes: int, frames: int) -> None:
+def fill(
+    log: InteractionsLog,
+    store: MemoryFilling,
+    engine: Engine,
+    cache_bytes: int,
+    frames: int,
+    lists: Lists | None = None,
+) -> None:
     """From where the store's progress is to the end, some frames at a time."""
-    filler = filler_of(store, engine, cache_bytes)
+    filler = filler_of(store, engine, cache_bytes, lists=lists)
     messages = [
         Message("interactions", 0, received.offset, NOW_MS, None, received.raw, ())
         for received in log.read(0, store.progress.next)
@@ -162,7 +203,54 @@ def fill(log: InteractionsLog, store: MemoryFilling, engine: Engine, cache_bytes
     filler.finish()
 
 
-def check_equal(store: MemoryFilling, expected: MemoryStore) -> None:
+def records_of(log: InteractionsLog, rng: random.Random) -> list[SourceEvent | None]:
+    """The events of a log as another source would hold them, each once, with records between them that are none."""
+    marks: dict[Source, int] = {}
+    records: list[SourceEvent | None] = []
+    for received in log.read(0, 0):
+        frame = received.decoded()
+        if isinstance(frame, InvalidFrame):
+            continue
+        # One frame at a time, to have the events of all users in the order of the log again.
+        intake = Intake()
+        add_arrivals(frame, received.offset, marks, Erasures(), intake)
+        of_frame = sorted(
+            ((event.index, user, event) for user, events in intake.arrivals.items() for event in events),
+            key=lambda found: found[0],
+        )
+        for _, user, event in of_frame:
+            while rng.random() < 0.1:
+                records.append(None)
+            source = event.source
+            records.append(
+                SourceEvent(
+                    user, event.item_id, event.type, event.time_ms, event.event_id, event.named,
+                    source.topic, source.topic_id, source.partition, event.offset, len(records),
+                    event.appended_ms,
+                )
+            )  # fmt: skip
+    return records
+
+
+def fill_from(
+    records: Sequence[SourceEvent | None],
+    store: MemoryFilling,
+    engine: Engine,
+    cache_bytes: int,
+    count: int,
+    start: int,
+    seal: Watermark,
+) -> None:
+    """From a record that is not after the store's progress to the end, some records at a time."""
+    filler = filler_of(store, engine, cache_bytes, seal=seal)
+    for first in range(start, len(records), count):
+        some = records[first : first + count]
+        bad = [first + place for place, record in enumerate(some) if record is None]
+        filler.add_events([record for record in some if record is not None], first + len(some), bad)
+    filler.finish()
+
+
+def check_equal(store: MemoryFilling, expected: MemoryStore, watermark: Watermark | None = None) -> None:
     records = {record.user_id: record.row for record in expected.scan_users()}
     assert records.keys() == store.rows.keys()
     for user, row in records.items():
@@ -178,18 +266,23 @@ def check_equal(store: MemoryFilling, expected: MemoryStore) -> None:
         assert scores[0] == pytest.approx(scores[1], abs=1e-5)
         assert lists[0].trigger == lists[1].trigger, user
         assert lists[0].recommendation_id == lists[1].recommendation_id, user  # the same generation here
-    assert store.watermark == expected.read_watermarks([0])[0]
+    assert store.watermark == (watermark or expected.read_watermarks([0])[0])
     assert not store.waiting
     assert store.progress.is_done
 
 
+@pytest.mark.parametrize("people", [False, True])
 @pytest.mark.parametrize("seed", range(20))
-def test_filling_gives_what_live_workers_gave(bundle: Bundle, seed: int) -> None:
-    log, engine, rng = busy_log(seed), engine_of(bundle), random.Random(seed)
+def test_filling_gives_what_live_workers_gave(bundle: Bundle, seed: int, people: bool) -> None:
+    log, engine, rng = busy_log(seed, people=people), engine_of(bundle), random.Random(seed)
     expected, worker = live(log, engine)
     store = MemoryFilling()
+    if rng.random() < 0.5:
+        store.erasures = worker.erasures  # what the live worker recorded, else nothing but the log
     fill(log, store, engine, cache_bytes=rng.choice((0, 2_000, 10**9)), frames=rng.randint(1, 10))
     check_equal(store, expected)
+    if people:
+        return  # whether an event counts before its user is erased depends on where a batch ends
     counted = worker.events()
     progress = store.progress
     assert progress.repeats == counted.get("repeat", 0)
@@ -198,9 +291,10 @@ def test_filling_gives_what_live_workers_gave(bundle: Bundle, seed: int) -> None
     assert progress.bad == worker.dead_letters().get("invalid_frame", 0)
 
 
+@pytest.mark.parametrize("people", [False, True])
 @pytest.mark.parametrize("seed", range(40))
-def test_a_filler_that_dies_again_and_again_comes_to_the_same(bundle: Bundle, seed: int) -> None:
-    log, engine, rng = busy_log(seed), engine_of(bundle), random.Random(seed)
+def test_a_filler_that_dies_again_and_again_comes_to_the_same(bundle: Bundle, seed: int, people: bool) -> None:
+    log, engine, rng = busy_log(seed, people=people), engine_of(bundle), random.Random(seed)
     expected, _ = live(log, engine)
     store = MemoryFilling()
     deaths = 0
@@ -213,6 +307,92 @@ def test_a_filler_that_dies_again_and_again_comes_to_the_same(bundle: Bundle, se
             deaths += 1
     assert deaths
     check_equal(store, expected)
+
+
+SEAL = Watermark(41, "id-of-interactions", 1, {CLICKS: 7})
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_events_of_another_source_give_what_their_frames_give(bundle: Bundle, seed: int) -> None:
+    log, engine, rng = busy_log(seed), engine_of(bundle), random.Random(seed)
+    expected, worker = live(log, engine)
+    records = records_of(log, rng)
+    store = MemoryFilling()
+    fill_from(records, store, engine, rng.choice((0, 2_000, 10**9)), rng.randint(1, 30), 0, SEAL)
+    check_equal(store, expected, SEAL)
+    counted = worker.events()
+    assert store.progress.events == sum(counted.get(outcome, 0) for outcome in ("applied", "repeat", "late"))
+    assert (store.progress.next, store.progress.bad) == (len(records), records.count(None))
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_a_filler_of_events_that_dies_again_and_again_comes_to_the_same(bundle: Bundle, seed: int) -> None:
+    log, engine, rng = busy_log(seed), engine_of(bundle), random.Random(seed)
+    expected, _ = live(log, engine)
+    records = records_of(log, rng)
+    store = MemoryFilling()
+    deaths = 0
+    while not store.progress.is_done:
+        store.writes_to_crash = rng.randint(0, 8 + deaths)
+        # Another partition of the share may be behind: what this one has already comes again.
+        start = rng.choice((store.progress.next, rng.randint(0, store.progress.next)))
+        try:
+            fill_from(records, store, engine, rng.choice((0, 0, 3_000)), rng.randint(1, 20), start, SEAL)
+        except Crash:
+            deaths += 1
+        # Live workers must not begin before it is whole.
+        assert (store.watermark is None) is not store.progress.is_done
+    assert deaths
+    check_equal(store, expected, SEAL)
+    assert store.progress.bad == records.count(None)
+
+
+class KeptLists:
+    """Lists that were sent."""
+
+    def __init__(self, every: int) -> None:
+        self.every = every
+        self.sent: list[tuple[str, Recommendation]] = []
+
+    def send(self, lists: Mapping[str, bytes]) -> None:
+        self.sent += [(user, decode_recommendation(raw)) for user, raw in lists.items()]
+
+
+@pytest.mark.parametrize("cache_bytes", [0, 10**9])
+def test_a_list_is_sent_once_a_user_has_had_so_many_events_since_the_last(bundle: Bundle, cache_bytes: int) -> None:
+    log, engine = InteractionsLog(), engine_of(bundle)
+    # Offsets 1 to 8 are ana's, each in a frame with one of bea's, of which only the first three are no repeats.
+    for number in range(1, 9):
+        log.append_events(
+            RawEvent("ana", ITEMS[number], number, NOW_MS + number),
+            RawEvent("bea", "item-1", number, NOW_MS + number, f"id-{min(number, 3)}", VIEWS),
+        )
+    one_by_one, by_fours = KeptLists(3), KeptLists(3)
+    for lists, frames in ((one_by_one, 1), (by_fours, 4)):
+        fill(log, MemoryFilling(), engine, cache_bytes, frames, lists)
+    sent = [(user, found.trigger.offset) for user, found in one_by_one.sent]
+    assert sent == [("ana", 3), ("bea", 3), ("ana", 6)]
+    assert [(user, found.trigger.offset) for user, found in by_fours.sent] == [("ana", 4), ("bea", 3), ("ana", 8)]
+    # Ana's window holds at most six and was not cut yet: after six events the list leaves out six of twelve items.
+    _, last = one_by_one.sent[-1]
+    assert not {item.item_id for item in last.items} & {ITEMS[number] for number in range(1, 7)}
+
+
+def test_a_list_is_not_forgotten_when_the_filler_dies(bundle: Bundle) -> None:
+    log, engine = InteractionsLog(), engine_of(bundle)
+    for number in range(1, 5):
+        log.append_events(RawEvent("ana", ITEMS[number], number, NOW_MS + number))
+    store, lists = MemoryFilling(), KeptLists(3)
+    # Two events are written, with the progress after them; the third is not.
+    store.writes_to_crash = 4
+    with pytest.raises(Crash):
+        fill(log, store, engine, 0, 1, lists)
+    assert (store.progress.next, [found.trigger.offset for _, found in lists.sent]) == (2, [3])
+    store.writes_to_crash = NO_CRASH
+    fill(log, store, engine, 0, 1, lists)
+    # At least once, and after a crash again under the same id.
+    assert [found.trigger.offset for _, found in lists.sent] == [3, 3]
+    assert len({found.recommendation_id for _, found in lists.sent}) == 1
 
 
 def test_a_filled_partition_is_filled_on_when_the_log_has_grown(bundle: Bundle) -> None:
@@ -245,3 +425,52 @@ def test_an_event_that_breaks_the_model_is_left_out_and_the_others_count(bundle:
         record.user_id: record.row.state for record in expected.scan_users()
     }
     assert [item for _, _, item, _ in windows_of(expected)["ana"]] == ["item-1", "item-2"]
+
+
+@pytest.mark.parametrize("at", ["flush", "finish"])
+def test_whoever_is_erased_while_the_partition_is_filled_is_not_in_it(bundle: Bundle, at: str) -> None:
+    engine, log = engine_of(bundle), InteractionsLog()
+    log.append_events(RawEvent("ana", "item-1", 1), RawEvent("bea", "item-2", 2))
+    store = MemoryFilling()
+    filler = filler_of(store, engine, cache_bytes=10**9)
+    filler.add([Message("interactions", 0, 0, NOW_MS, None, log.frames[0][0], ())])
+    if at == "finish":
+        filler.flush()
+    asked = Erasures()
+    asked.add("ana", NOW_MS + 1)
+    store.erasures.record(asked)
+    filler.finish()
+    assert list(store.rows) == ["bea"]
+    assert list(store.windows) == ["bea"]
+    assert not store.waiting
+
+
+def test_events_of_raw_topics_and_files_end_with_their_users_erasure_too(bundle: Bundle) -> None:
+    def event(ordinal: int, user: str, item: str, kind: str = "click", appended_ms: int = 0) -> SourceEvent:
+        time_ms = NOW_MS + ordinal
+        return SourceEvent(
+            user, item, kind, time_ms, f"c-0-{ordinal}", False, "c", "id", 0, ordinal, ordinal, appended_ms or time_ms
+        )
+
+    store = MemoryFilling()
+    asked = Erasures()
+    asked.add("bea", NOW_MS + 100)
+    store.erasures.record(asked)
+    filler = filler_of(store, engine_of(bundle), cache_bytes=0)
+    filler.add_events([event(0, "ana", "item-0"), event(1, "bea", "item-1"), event(2, "device", "item-2")], 3)
+    filler.add_events(
+        [
+            event(3, "ana", "item-3"),
+            event(4, "ana", "", ERASE),
+            event(5, "ana", "item-5", appended_ms=NOW_MS),
+            event(6, "ana", "item-6"),
+            event(7, "bea", "item-7", appended_ms=NOW_MS + 101),
+            # Another worker may fill the partition of ana.
+            event(8, "device", "ana", IDENTIFY),
+        ],
+        9,
+    )
+    filler.finish()
+    windows = {user: decode_state(row.state).items for user, row in store.rows.items()}
+    assert windows == {"ana": ["item-6"], "bea": ["item-7"], "device": ["item-2"]}
+    assert store.erasures.read().erased_ms("ana") == NOW_MS + 4

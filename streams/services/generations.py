@@ -1,0 +1,450 @@
+"""Generations side by side: what there is, how two compare, which one is served, and removing one."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
+from itertools import islice
+from time import time
+from typing import Final, Protocol
+
+import msgspec
+import numpy as np
+from msgspec import Struct
+
+from streams.contracts.generation import Generation, Plan, Serving
+from streams.contracts.recommendation import decode_recommendation
+from streams.errors import DriftlineError, StateRefused, UsageError
+from streams.interest.window import InvalidState, UserState, decode_state
+from streams.log.admin import LogAdmin
+from streams.log.topics import Extent, Partition, Topic
+from streams.services.parts import find_bundle, open_engine
+from streams.services.topics import partitions_of
+from streams.settings import RedisSettings, Settings
+from streams.store.protocol import UserRecord, Watermark
+from streams.store.redis import RedisFilling, RedisGenerations, RedisStore
+
+_BATCH: Final = 200
+
+
+class NotFit(DriftlineError):
+    """A generation is not fit to be served; the message says why, and what to do."""
+
+    exit_code = 3
+
+
+class Rows(Protocol):
+    """What a comparison reads of a generation; `streams.store.redis.RedisStore` is one."""
+
+    generation: str
+
+    def scan_users(self) -> Iterator[UserRecord]:
+        """Every user, in no order; one may come twice."""
+
+    def read_users(self, user_ids: Sequence[str]) -> list[UserRecord | None]:
+        """The rows of users, in the order asked for."""
+
+
+class GenerationStatus(Struct, frozen=True):
+    """One generation as `driftline generations list` prints it.
+
+    Attributes:
+        state: ``live`` (it is served), ``previous`` (it was before), ``filling`` (a backfill is not done), ``ready``.
+        lag: Frames of `interactions` that are not applied in it; None where a partition has no watermark yet.
+        unencoded: Users whose vectors are still to come.
+        claimed: A worker of a backfill is at it.
+    """
+
+    name: str
+    state: str
+    model_name: str
+    model: str
+    origin: str
+    created_at: int
+    lag: int | None
+    unencoded: int
+    claimed: bool
+    bundle: str
+
+
+class Distances(Struct, frozen=True):
+    """Cosine distances of vectors, 0 to 2."""
+
+    p50: float
+    p99: float
+    max: float
+
+
+class Sample(Struct, frozen=True):
+    """One user side by side: the items listed, best first."""
+
+    user_id: str
+    same_window: bool
+    distance: float | None
+    here: list[str]
+    there: list[str]
+
+
+class Comparison(Struct, frozen=True):
+    """Two generations side by side, over the same users.
+
+    Attributes:
+        here, there: Their names.
+        users_here, users_there: Looked at in each.
+        missing_there, missing_here: Of those, users without a row in the other.
+        compared: Users with a row in both.
+        differing_windows: Of those.
+        distances: None where the vectors are of different lengths, or no user is in both.
+        list_overlap: Mean share of items that two lists have in common; None where no user is in both.
+    """
+
+    here: str
+    there: str
+    users_here: int
+    users_there: int
+    missing_there: int
+    missing_here: int
+    compared: int
+    differing_windows: int
+    distances: Distances | None
+    list_overlap: float | None
+    samples: list[Sample]
+
+
+class Limits(Struct, frozen=True):
+    """What a generation must keep to be served.
+
+    Attributes:
+        max_lag: Frames of `interactions` that it may lack: live workers read them again before they go on.
+        max_missing: Share of the served generation's users that it may lack.
+        max_differing_windows: Share of the users in both whose windows may differ.
+        min_overlap: Share of items that two lists of a user must have in common, on average.
+    """
+
+    max_lag: int = 200
+    max_missing: float = 0.01
+    max_differing_windows: float = 0.01
+    min_overlap: float = 0.0
+
+
+class Filled(Struct, frozen=True):
+    """How far a generation is filled.
+
+    Attributes:
+        watermarks: By partition; None where there is none.
+        plan: What is being read into it.
+    """
+
+    watermarks: Mapping[int, Watermark | None]
+    plan: Plan | None
+    unencoded: int
+    claimed: bool
+
+
+def status_of(
+    record: Generation, serving: Serving, filled: Filled, extents: Mapping[Partition, Extent]
+) -> GenerationStatus:
+    """What `driftline generations list` says of one."""
+    if record.name == serving.generation:
+        state = "live"
+    elif filled.plan is not None or filled.unencoded:
+        state = "filling"
+    else:
+        state = "previous" if record.name == serving.previous_generation else "ready"
+    return GenerationStatus(
+        record.name,
+        state,
+        record.model_name,
+        record.model,
+        record.origin,
+        record.created_ms,
+        lag_of(filled.watermarks, extents),
+        filled.unencoded,
+        filled.claimed,
+        record.bundle,
+    )
+
+
+def lag_of(watermarks: Mapping[int, Watermark | None], extents: Mapping[Partition, Extent]) -> int | None:
+    """Frames that are not applied; None where a partition was never begun."""
+    lag = 0
+    for partition, extent in extents.items():
+        watermark = watermarks.get(partition.number)
+        if watermark is None:
+            return None
+        lag += max(0, extent.end - max(extent.start, watermark.offset + 1))
+    return lag
+
+
+def compare(here: Rows, there: Rows, users: int, samples: int) -> Comparison:
+    """Look at up to ``users`` users of each side, and how they fare on the other.
+
+    Redis hands out keys in the order of their hashes, so the first ones are as good as any sample.
+    """
+    distances: list[float] = []
+    overlaps: list[float] = []
+    differing = compared = missing_there = 0
+    shown: list[Sample] = []
+    can_measure = True
+    seen: set[str] = set()
+    for batch in _batches(_each_once(here.scan_users(), seen, users)):
+        others = there.read_users([record.user_id for record in batch])
+        for record, other in zip(batch, others, strict=True):
+            if other is None:
+                missing_there += 1
+                continue
+            compared += 1
+            distance = _distance(record, other)
+            can_measure = can_measure and distance is not None
+            if distance is not None:
+                distances.append(distance)
+            items, other_items = _items(record), _items(other)
+            overlaps.append(len(set(items) & set(other_items)) / max(1, len(items), len(other_items)))
+            same = _window(record) == _window(other)
+            differing += not same
+            if len(shown) < samples:
+                shown.append(Sample(record.user_id, same, distance, items, other_items))
+    users_here = len(seen)
+    missing_here, others_seen = 0, set[str]()
+    for batch in _batches(_each_once(there.scan_users(), others_seen, users)):
+        missing_here += sum(found is None for found in here.read_users([record.user_id for record in batch]))
+    return Comparison(
+        here.generation,
+        there.generation,
+        users_here,
+        len(others_seen),
+        missing_there,
+        missing_here,
+        compared,
+        differing,
+        _summary(distances) if can_measure and distances else None,
+        float(np.mean(overlaps)) if overlaps else None,
+        shown,
+    )
+
+
+def check_whole(name: str, filled: Filled, topic: Topic, extents: Mapping[Partition, Extent]) -> int:
+    """How many frames a generation lacks; an error where live workers could not go on from it at all.
+
+    Raises:
+        NotFit: A backfill is not done, or its watermarks do not belong to the log.
+    """
+    again = f"`driftline backfill --generation {name} --execute` goes on with it"
+    if filled.claimed:
+        raise NotFit(f"a backfill is writing generation {name} right now; wait for it")
+    if filled.plan is not None:
+        raise NotFit(f"the backfill of generation {name} is not done; {again}")
+    if filled.unencoded:
+        raise NotFit(f"{filled.unencoded:,} users of generation {name} have no vector yet; {again}")
+    for partition, extent in extents.items():
+        watermark = filled.watermarks.get(partition.number)
+        where = f"{topic.name} partition {partition.number}"
+        if watermark is None:
+            raise NotFit(f"generation {name} has no watermark of {where}, so it was never filled whole; {again}")
+        if watermark.topic_id != topic.topic_id or watermark.offset >= extent.end:
+            raise NotFit(
+                f"generation {name} was filled from another {topic.name}: its watermark of partition {partition.number} is "
+                f"{watermark.offset} of id {watermark.topic_id or 'none'}, the log ends at {extent.end} and is "
+                f"{topic.topic_id or 'none'}. Fill a new one"
+            )
+        if watermark.offset + 1 < extent.start:
+            raise NotFit(
+                f"generation {name} has {where} up to offset {watermark.offset}, and the log starts at {extent.start}: "
+                "retention deleted what is between. Fill a new one"
+            )
+    return lag_of(filled.watermarks, extents) or 0
+
+
+def failings(lag: int, comparison: Comparison, limits: Limits) -> list[str]:
+    """What a generation does not keep of the limits, each with its figures."""
+    found = []
+    if lag > limits.max_lag:
+        found.append(f"it lacks {lag:,} frames, more than --max-lag {limits.max_lag:,}")
+    missing = comparison.missing_there / max(1, comparison.users_here)
+    if missing > limits.max_missing:
+        found.append(
+            f"{comparison.missing_there:,} of {comparison.users_here:,} users have no row in it "
+            f"({missing:.1%}, more than --max-missing {limits.max_missing:.1%})"
+        )
+    differing = comparison.differing_windows / max(1, comparison.compared)
+    if differing > limits.max_differing_windows:
+        found.append(
+            f"{comparison.differing_windows:,} of {comparison.compared:,} users have another window in it "
+            f"({differing:.1%}, more than --max-differing {limits.max_differing_windows:.1%})"
+        )
+    if comparison.list_overlap is not None and comparison.list_overlap < limits.min_overlap:
+        found.append(
+            f"lists have {comparison.list_overlap:.1%} of their items in common, less than --min-overlap "
+            f"{limits.min_overlap:.1%}"
+        )
+    return found
+
+
+class Activation(Struct, frozen=True):
+    """What `driftline generations activate` did.
+
+    Attributes:
+        lag: Frames that live workers read again before they go on.
+        comparison: With what was served before; None where that has no rows.
+        ignored: Limits that were not kept, and were not to matter.
+    """
+
+    serving: Serving
+    lag: int
+    comparison: Comparison | None
+    ignored: list[str]
+
+
+def list_generations(settings: Settings) -> list[GenerationStatus]:
+    """Every generation that is recorded, oldest first."""
+    with closing(RedisGenerations(settings.redis)) as generations:
+        serving, records = generations.serving(), generations.all()
+    topic, extents = _interactions(settings)
+    return [
+        status_of(record, serving, read_filled(settings.redis, record.name, topic.partitions), extents)
+        for record in records
+    ]
+
+
+def compare_generations(settings: Settings, here: str | None, there: str, users: int, samples: int) -> Comparison:
+    """Compare two generations by name; without the first, with the one that is served."""
+    with closing(RedisGenerations(settings.redis)) as generations:
+        here = here or generations.serving().generation
+        records = generations.all()
+    for name in (here, there):
+        find_record(records, name)
+    with closing(RedisStore(settings.redis, here)) as one, closing(RedisStore(settings.redis, there)) as other:
+        return compare(one, other, users, samples)
+
+
+def activate(settings: Settings, name: str, limits: Limits, users: int, *, ignore_limits: bool) -> Activation:
+    """Serve a generation from now on: readers read it at once, live workers move to it within moments.
+
+    Raises:
+        NotFit: It lacks too much, or compares too badly; nothing has changed.
+        UsageError: There is no such generation, or it is served already.
+        BundleError, EncoderFailed: Its model cannot be loaded here; nothing has changed.
+    """
+    with closing(RedisGenerations(settings.redis)) as generations:
+        serving = generations.serving()
+        if serving.generation == name:
+            raise UsageError(f"generation {name} is served already")
+        records = generations.all()
+        record = find_record(records, name)
+        served = next((each for each in records if each.name == serving.generation), None)
+        topic, extents = _interactions(settings)
+        lag = check_whole(name, read_filled(settings.redis, name, topic.partitions), topic, extents)
+        new = Serving(
+            name, record.model, serving.generation, served.model if served else serving.model, round(time() * 1000)
+        )
+        # What workers will do: a model that cannot be loaded never gets in.
+        open_engine(settings, find_bundle(settings, new, record), name)
+        with (
+            closing(RedisStore(settings.redis, serving.generation)) as here,
+            closing(RedisStore(settings.redis, name)) as there,
+        ):
+            comparison = None if served is None else compare(here, there, users, 0)
+        ignored = [] if comparison is None else failings(lag, comparison, limits)
+        if ignored and not ignore_limits:
+            raise NotFit(
+                f"generation {name} is not activated: {'; '.join(ignored)}. "
+                f"`driftline backfill --generation {name} --execute` reads what it lacks, `driftline generations compare "
+                f"{name}` shows more; --ignore-limits activates it all the same"
+            )
+        if not generations.serve(serving, new):
+            raise UsageError("another generation was activated at this moment; look at `driftline generations list`")
+    return Activation(new, lag, comparison, ignored)
+
+
+def drop(settings: Settings, name: str) -> Iterator[int]:
+    """Remove a generation that is not served; yields how many keys each step removed.
+
+    Raises:
+        UsageError: There is none, it is served, or a backfill is writing it.
+    """
+    with closing(RedisGenerations(settings.redis)) as generations:
+        find_record(generations.all(), name)
+        if generations.serving().generation == name:
+            raise UsageError(f"generation {name} is served; activate another before it is dropped")
+        with closing(RedisStore(settings.redis, name)) as store:
+            partitions = store.partitions()
+        if partitions is not None and read_filled(settings.redis, name, partitions).claimed:
+            raise UsageError(f"a backfill is writing generation {name}: stop it first")
+        yield from generations.drop(name)
+
+
+def read_filled(settings: RedisSettings, name: str, partitions: int) -> Filled:
+    """How far a generation is filled, as of now."""
+    numbers = range(partitions)
+    with closing(RedisStore(settings, name)) as store, closing(RedisFilling(settings, name, "", 0)) as filling:
+        return Filled(
+            store.read_watermarks(numbers),
+            filling.plan(),
+            filling.count_unencoded(numbers),
+            filling.is_claimed(numbers),
+        )
+
+
+def _interactions(settings: Settings) -> tuple[Topic, dict[Partition, Extent]]:
+    name = settings.topics.interactions
+    with LogAdmin(settings.kafka, settings.evolve.group) as admin:
+        topic = admin.topics([name])[name]
+        return topic, admin.extents(partitions_of(topic))
+
+
+def find_record(records: Iterable[Generation], name: str) -> Generation:
+    """The record of a generation.
+
+    Raises:
+        UsageError: There is none; the message names those that there are.
+    """
+    known = {record.name: record for record in records}
+    if name not in known:
+        raise UsageError(
+            f"there is no generation {name}; there are: {', '.join(known) or 'none'}. "
+            f"`driftline backfill --generation {name} --execute` fills one"
+        )
+    return known[name]
+
+
+def _each_once(records: Iterator[UserRecord], seen: set[str], count: int) -> Iterator[UserRecord]:
+    for record in records:
+        if len(seen) == count:
+            return
+        if record.user_id not in seen:
+            seen.add(record.user_id)
+            yield record
+
+
+def _batches(records: Iterator[UserRecord]) -> Iterator[list[UserRecord]]:
+    while batch := list(islice(records, _BATCH)):
+        yield batch
+
+
+def _distance(one: UserRecord, other: UserRecord) -> float | None:
+    first, second = (np.frombuffer(each.row.vector, "<f4").astype(np.float64) for each in (one, other))
+    if len(first) != len(second):
+        return None
+    norms = float(np.linalg.norm(first) * np.linalg.norm(second))
+    return 1.0 - float(first @ second) / norms if norms else float(first.any() != second.any())
+
+
+def _summary(distances: Sequence[float]) -> Distances:
+    p50, p99, most = np.percentile(np.maximum(distances, 0.0), (50, 99, 100)).tolist()
+    return Distances(p50, p99, most)
+
+
+def _items(record: UserRecord) -> list[str]:
+    try:
+        return [item.item_id for item in decode_recommendation(record.row.recommendations).items]
+    except msgspec.DecodeError as error:
+        raise _unreadable(record, error) from error
+
+
+def _window(record: UserRecord) -> UserState:
+    try:
+        return decode_state(record.row.state)
+    except InvalidState as error:
+        raise _unreadable(record, error) from error
+
+
+def _unreadable(record: UserRecord, error: Exception) -> StateRefused:
+    return StateRefused(f"the row of user {record.user_id!r} in the store can't be read: {error}; upgrade")
