@@ -90,7 +90,7 @@ def main(
     model: Annotated[list[Model] | None, typer.Option(help="Serve this model alone.")] = None,
     events: Annotated[
         int | None,
-        typer.Option(min=1000, help="Of the log that is replayed; default 3,000,000, with --quick a million."),
+        typer.Option(min=1000, help="Of the log that is replayed; default 4,000,000, with --quick a million."),
     ] = None,
     users: Annotated[int, typer.Option(min=100, help="Of the log that is replayed.")] = USERS,
     output: Annotated[OutputFormat, typer.Option("--output", "-o", help="How to print the figures.")] = (
@@ -122,7 +122,7 @@ def main(
                     wanted = with_servers
                     if not only and chosen is not Model.POOLING:
                         wanted = with_servers - {Part.LIVE, Part.MEMORY}
-                    replayed = events or (1_000_000 if quick else 3_000_000), users
+                    replayed = events or (1_000_000 if quick else 4_000_000), users
                     figures += _measure(rig, bundle, chosen, wanted, quick=quick, runs=runs, replayed=replayed, log=log)
     if output is OutputFormat.JSON:
         print(as_json(figures, about))

@@ -43,7 +43,7 @@ from streams.store.redis import RedisFilling, RedisGenerations, RedisStore
 DEFAULT_TYPE: Final = "click"
 """Of an event in a file that names none."""
 # Of one worker on a 2.8 GHz core, all that it does: reading, advancing windows and encoding them (`make bench`).
-EVENTS_PER_S: Final = 80_000
+EVENTS_PER_S: Final = 100_000
 # For the estimate: of so many partitions so many frames each, from the midst of what is read.
 _SAMPLE_PARTITIONS: Final = 16
 _SAMPLE_FRAMES: Final = 10
