@@ -134,6 +134,7 @@ class PartitionFiller:
         progress: How far the partition was when this worker claimed it.
         cache_bytes: Windows are written when they take up more.
         erasures: Of whom older events are left out.
+        applied: Frames before this offset were applied by live workers; None: that does not matter.
         seal: The watermark to record at the end; None: frames are read, and the watermark goes with them.
         lists: Where to send lists meanwhile; None: none are sent.
     """
@@ -151,6 +152,7 @@ class PartitionFiller:
         progress: Progress,
         cache_bytes: int,
         erasures: ErasureStore,
+        applied: int | None = None,
         seal: Watermark | None = None,
         lists: Lists | None = None,
     ) -> None:
@@ -166,6 +168,7 @@ class PartitionFiller:
         self._erasures = erasures.read()
         # Live workers have done so, unless they wrote to another store or that one was lost.
         self._unrecorded = Erasures()
+        self._applied = applied
         self._seal = seal
         self._lists = lists
         self.progress = progress
@@ -182,17 +185,30 @@ class PartitionFiller:
         self._ended: set[str] = set()
         self._bytes = 0
 
-    def add(self, messages: Sequence[Message]) -> None:
-        """Advance the windows by frames that follow those added before."""
+    def add(self, messages: Sequence[Message]) -> bool:
+        """Advance the windows by frames that follow those added before.
+
+        Returns:
+            Whether all of them were taken. One that asks for what only a live worker does, and none has done so yet (hand a
+            window over to another partition, remove a user from other generations), is left to them with all that follow.
+        """
         intake = Intake()
         offsets: dict[int, int] = {}
         bad = 0
+        end = messages[-1].offset + 1
         for message in messages:
             try:
                 frame = decode_frame(message.value or b"")
             except InvalidFrame:
                 bad += 1  # dead-lettered when it was live
                 continue
+            if (
+                self._applied is not None
+                and message.offset >= self._applied
+                and not {ERASE, IDENTIFY}.isdisjoint(frame.type)
+            ):
+                end = message.offset
+                break
             offsets[id(frame)] = message.offset
             add_arrivals(frame, message.offset, self._marks, self._erasures, intake)
         for user, erased_ms in intake.erased_ms.items():
@@ -202,9 +218,10 @@ class PartitionFiller:
             intake.ended,
             lambda arrival: offsets[id(arrival.frame)],
             trigger_of,
-            messages[-1].offset + 1,
+            end,
             bad,
         )
+        return end > messages[-1].offset
 
     def add_events(self, events: Sequence[SourceEvent], next_place: int, bad: Sequence[int] = ()) -> None:
         """Advance the windows by events of this partition's users.

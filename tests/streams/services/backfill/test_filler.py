@@ -167,6 +167,7 @@ def filler_of(
     *,
     seal: Watermark | None = None,
     lists: Lists | None = None,
+    applied: int | None = None,
 ) -> PartitionFiller:
     return PartitionFiller(
         store,
@@ -181,6 +182,7 @@ def filler_of(
         seal=seal,
         lists=lists,
         erasures=store.erasures,
+        applied=applied,
     )
 
 
@@ -425,6 +427,33 @@ def test_an_event_that_breaks_the_model_is_left_out_and_the_others_count(bundle:
         record.user_id: record.row.state for record in expected.scan_users()
     }
     assert [item for _, _, item, _ in windows_of(expected)["ana"]] == ["item-1", "item-2"]
+
+
+@pytest.mark.parametrize("kind", [ERASE, IDENTIFY])
+def test_what_only_live_workers_do_is_left_to_them_with_all_that_follows(bundle: Bundle, kind: str) -> None:
+    engine, log = engine_of(bundle), InteractionsLog()
+    asked = RawEvent("ana", "bea" if kind == IDENTIFY else "", 2, NOW_MS + 2, type=kind)
+    log.append_events(RawEvent("ana", "item-1", 1, NOW_MS + 1))
+    log.append_events(asked)
+    log.append_events(RawEvent("ana", "item-3", 3, NOW_MS + 3))
+    log.append_events(asked._replace(offset=4, time_ms=NOW_MS + 4))
+    log.append_events(RawEvent("ana", "item-5", 5, NOW_MS + 5))
+    messages = [Message("interactions", 0, number, NOW_MS, None, raw, ()) for number, raw in enumerate(log.frames[0])]
+    # Live workers have applied the first two frames: the ones after them, up to the next that asks for something.
+    store = MemoryFilling()
+    filler = filler_of(store, engine, cache_bytes=10**9, applied=2)
+    assert not filler.add(messages)
+    filler.finish()
+    assert store.progress.next == 3
+    assert store.watermark is not None
+    assert store.watermark.offset == 2
+    assert {user: decode_state(row.state).items for user, row in store.rows.items()} == {"ana": ["item-3"]}
+    # They have come further: so does the next round.
+    store.progress = Progress(store.progress.next)
+    filler = filler_of(store, engine, cache_bytes=10**9, applied=5)
+    assert filler.add(messages[3:])
+    filler.finish()
+    assert {user: decode_state(row.state).items for user, row in store.rows.items()} == {"ana": ["item-5"]}
 
 
 @pytest.mark.parametrize("at", ["flush", "finish"])
