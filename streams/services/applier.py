@@ -251,6 +251,11 @@ class Applier:
         behind = {}
         for partition, position in found.items():
             before = self._positions[partition]
+            if position.applied is None and before.applied is not None:
+                raise StateRefused(
+                    f"generation {store.generation} has no watermark of {self._topic.name} partition {partition}: it was "
+                    "never filled, or the store was emptied"
+                )
             position.delivered_from = max(before.next_offset, before.delivered_from)
             position.awaits_seek = before.awaits_seek
             if position.next_offset < position.delivered_from:

@@ -270,6 +270,15 @@ def test_a_generation_of_another_log_is_refused_and_the_worker_goes_on_as_before
     assert windows_of(moving.stores["g1"]) == expected(batches)
 
 
+def test_a_generation_that_was_never_filled_is_refused_for_the_store_may_have_been_emptied(
+    engines: dict[str, Engine],
+) -> None:
+    moving = Moving(one_user_log(3), {"g1": MemoryStore("g1"), "g2": MemoryStore("g2")}, engines)
+    moving.worker.drain()
+    with pytest.raises(StateRefused, match="generation g2 has no watermark of interactions partition 0"):
+        moving.move("g2")
+
+
 def test_a_generation_whose_next_frames_are_gone_is_refused(engines: dict[str, Engine]) -> None:
     log, _ = some_log(3, 8)
     stores = {"g1": MemoryStore("g1"), "g2": filled(log, engines["g2"], (1, 1))}
