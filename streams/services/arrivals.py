@@ -74,7 +74,7 @@ def add_arrivals(frame: Frame, frame_offset: int, marks: dict[Source, int], eras
     """
     sources, ids, arrivals = frame.sources, event_ids(frame), intake.arrivals
     erases, identifies = ERASE in frame.type, IDENTIFY in frame.type
-    erased_ms = intake.erased_ms
+    erased_ms, has_recorded = intake.erased_ms, bool(erasures)
     # Looked up once a frame: a hash of a source costs as much as an arrival.
     marked = [marks.get(source, -1) for source in sources]
     columns = zip(
@@ -92,7 +92,9 @@ def add_arrivals(frame: Frame, frame_offset: int, marks: dict[Source, int], eras
             intake.erasures.append(Erasure(user, appended_ms, frame_offset))
             erased_ms[user] = max(appended_ms, erased_ms.get(user, appended_ms))
             continue
-        if (erased_ms and appended_ms <= erased_ms.get(user, -1)) or (erasures and erasures.covers(user, appended_ms)):
+        if (erased_ms and appended_ms <= erased_ms.get(user, -1)) or (
+            has_recorded and erasures.covers(user, appended_ms)
+        ):
             intake.erased += 1
             continue
         if identifies and kind == IDENTIFY:

@@ -35,6 +35,7 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]  # 2.16
 from deploy.local.servers import KafkaServer, RedisServer
 from export.pooling import write_pooling_bundle
 from models.spec import WindowRule
+from streams.contracts.erasure import Erasure, Erasures
 from streams.contracts.generation import Generation, Plan, Progress, Request, Serving
 from streams.errors import AuthenticationFailed, DriftlineError, SettingsError, TopicMissing
 from streams.interest.engine import UserRow
@@ -43,7 +44,7 @@ from streams.log.producer import Producer
 from streams.log.readers import RawReader, TailReader
 from streams.settings import KafkaSettings, RedisSettings, load_settings
 from streams.store.protocol import Swap, Watermark
-from streams.store.redis import RedisFilling, RedisGenerations, RedisStore
+from streams.store.redis import RedisErasures, RedisFilling, RedisGenerations, RedisStore
 from streams.store.redis.filling import FilledWindow
 from tests.integration.oracle import Rule, read_model
 from tests.integration.pipeline import Names, Pipeline, Raw, Worker
@@ -470,6 +471,28 @@ def test_the_least_rights_suffice_for_all_that_the_store_does(secured: Secured, 
     assert [record.user_id for record in store.scan_users()] == ["alice"]
     assert store.facts().role == "master"
     store.close()
+
+
+def test_the_least_rights_suffice_for_erasures(secured: Secured, names: Names) -> None:
+    environment = {f"DRIFTLINE_{name}": value for name, value in secured.by_files().items()}
+    settings = load_settings(environ={**environment, "DRIFTLINE_REDIS__KEY_PREFIX": names.key_prefix}).redis
+    asked = Erasures()
+    asked.add("alice", 500)
+    with (
+        closing(RedisGenerations(settings)) as generations,
+        closing(RedisStore(settings, "g2")) as store,
+        closing(RedisErasures(settings)) as erasures,
+    ):
+        generations.register(Generation("g2", "name", "model", "space", "/bundle", 1, "live"))
+        store.set_partitions(1)
+        row = UserRow(b"vector", b"[]", b"state", "model", 1)
+        store.swap([Swap(0, None, Watermark(7, "id", 1, {}), {"alice": row, "bob": row})])
+        erasures.record(asked)
+        assert erasures.read().erased_ms("alice") == erasures.read_of(["alice"]).erased_ms("alice") == 500
+        erasures.forget([Erasure("alice", 500, 8)], "id", 1)
+        assert [record.user_id for record in store.scan_users()] == ["bob"]
+        store.swap([Swap(0, 7, Watermark(8, "id", 1, {}), {}, ["bob"])])
+        assert not list(store.scan_users())
 
 
 def test_the_least_rights_suffice_for_generations(secured: Secured, names: Names) -> None:
