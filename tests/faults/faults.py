@@ -24,7 +24,7 @@ from tests.faults import wrong_clock
 from tests.faults.round import Round
 from tests.faults.stack import COPIES
 from tests.integration import crash_worker
-from tests.integration.pipeline import REFUSED, Worker
+from tests.integration.pipeline import REFUSED, SESSION_S, Worker
 
 _DELIVERY_FAILED: Final = 13
 _LOST_TAIL: Final = 21
@@ -85,6 +85,8 @@ def freeze(on: Round) -> None:
         on.wait_until(worker.is_ready, f"{worker.name} is ready")
         worker.signal(signal.SIGSTOP)
     try:
+        # Not progress alone: it may have had nothing that others need to take over.
+        on.pass_time(SESSION_S + 1)
         on.wait_for_progress()
     finally:
         worker.signal(signal.SIGCONT)
