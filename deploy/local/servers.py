@@ -460,7 +460,7 @@ class KafkaCluster:
         """What clients call `bootstrap.servers`: every broker."""
         return ",".join(broker.bootstrap_servers for broker in self.brokers)
 
-    def start(self, timeout_s: float = 120.0) -> Self:
+    def start(self, timeout_s: float = 240.0) -> Self:
         """Start every broker that does not run; returns when all answer.
 
         Raises:

@@ -10,6 +10,7 @@ from typing import Any, Final, Self
 from deploy.local.process import LOOPBACK, free_port
 
 _CHUNK_BYTES: Final = 1 << 16
+_PATIENCE_S: Final = 120.0
 
 
 class Proxy:
@@ -130,7 +131,7 @@ class Proxy:
         self._loop.call_soon_threadsafe(call)
 
     def _do(self, what: Coroutine[Any, Any, Any]) -> Any:
-        return asyncio.run_coroutine_threadsafe(what, self._loop).result(30)
+        return asyncio.run_coroutine_threadsafe(what, self._loop).result(_PATIENCE_S)
 
     def _end_loop(self) -> None:
         self._soon(self._loop.stop)

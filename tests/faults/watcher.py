@@ -55,6 +55,7 @@ class Watcher(threading.Thread):
     """Reads watermarks and rows some twenty times a second, past the workers' proxy. Use it as a context.
 
     Attributes:
+        generation: Which is looked at.
         violations: What must never be and was seen.
         recoveries_s: For each kill the time until everything that was in the log then was applied. That is not the killed
             worker's partitions only but all of them, so at least as long.
@@ -64,13 +65,15 @@ class Watcher(threading.Thread):
         super().__init__(name="watcher", daemon=True)
         self.violations: list[str] = []
         self.recoveries_s: list[float] = []
+        self.generation = "g1"
         self._redis = redis
         self._names = names
         self._partitions = partitions
         self._admin = LogAdmin(KafkaSettings(bootstrap_servers=servers), names.ingest_group)
         self._samples: set[Sample] = set()
         self._highest: dict[int, int] = {}
-        self._lost_tail = False
+        self._is_losing = False
+        self._losses = 0
         self._pending: list[_Recovery] = []
         self._lock = threading.Lock()
         self._stopping = threading.Event()
@@ -110,13 +113,14 @@ class Watcher(threading.Thread):
     @contextmanager
     def lost_tail(self) -> Iterator[None]:
         """Redis loses its newest writes meanwhile, so that watermarks may be lower afterwards than they were before."""
-        self._lost_tail = True
+        self._is_losing = True
         try:
             yield
         finally:
             with self._lock:
                 self._highest = {}
-                self._lost_tail = False
+                self._losses += 1
+                self._is_losing = False
 
     def check_samples(self, log: Log, rule: Rule) -> int:
         """Check that every row, whenever it was looked at, was what the frames up to its watermark make of it.
@@ -144,11 +148,11 @@ class Watcher(threading.Thread):
     def _look_while_it_is_primary(self, client: Redis) -> None:
         server = self._redis.primary
         while server is self._redis.primary and not self._stopping.wait(_EVERY_S):
-            lost_tail = self._lost_tail
+            losses = self._losses
             watermarks, states = self._look(client)
             with self._lock:
-                # One that was read before the loss and one after it do not compare.
-                if not lost_tail and not self._lost_tail:
+                # One that was read before a loss and one after it do not compare.
+                if losses == self._losses and not self._is_losing:
                     self._check(watermarks)
             self._samples.update(
                 Sample(user, watermarks[partition_of(user, self._partitions)], state) for user, state in states.items()
@@ -160,7 +164,7 @@ class Watcher(threading.Thread):
         self._turns += 1
         first = self._turns * _AT_A_TIME % len(_WATCHED)
         users = _WATCHED[first : first + _AT_A_TIME]
-        prefix = f"{self._names.key_prefix}:g1"
+        prefix = f"{self._names.key_prefix}:{self.generation}"
         with client.pipeline(transaction=True) as pipe:
             for number in range(self._partitions):
                 pipe.hget(f"{prefix}:{{{number}}}:watermark", "offset")

@@ -41,6 +41,7 @@ from tests.integration.oracle import Message
 from tests.integration.waiting import wait_until
 
 REFUSED: Final = 20
+SESSION_S: Final = 6
 _REPOSITORY: Final = Path(__file__).parents[2]
 _CHECK_EVERY_S: Final = 0.1
 _LOG_LINES: Final = 25
@@ -304,7 +305,7 @@ class Pipeline:
             **{name: value for name, value in os.environ.items() if not name.startswith("DRIFTLINE_")},
             "PYTHONPATH": str(_REPOSITORY),
             "DRIFTLINE_KAFKA__BOOTSTRAP_SERVERS": bootstrap_servers,
-            "DRIFTLINE_KAFKA__SESSION_TIMEOUT_S": "6",
+            "DRIFTLINE_KAFKA__SESSION_TIMEOUT_S": str(SESSION_S),
             "DRIFTLINE_REDIS__URL": redis_url,
             "DRIFTLINE_REDIS__KEY_PREFIX": names.key_prefix,
             "DRIFTLINE_TOPICS__SOURCES": json.dumps(names.types),
