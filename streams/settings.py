@@ -19,6 +19,7 @@ import json
 import os
 import re
 import ssl
+import stat
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -400,6 +401,8 @@ class TopicSettings(_Section):
             # The bounds of an event's type in streams.contracts.event.
             if not 1 <= len(event_type) <= 64:
                 raise ValueError(f"topic {topic!r} should have a type of 1 to 64 characters, such as click")
+            if event_type.startswith("$"):
+                raise ValueError(f"topic {topic!r} should have a type that does not begin with $, such as click")
         return value
 
     @model_validator(mode="after")
@@ -458,6 +461,20 @@ class IngestSettings(_Section):
         le=1_000_000,
         description="Bytes of one frame before compression, at most.",
     )
+    pseudonym_key_file: Path | None = Field(
+        default=None,
+        description=(
+            "A file with a key of 16 to 64 bytes: everything behind ingest then holds a keyed hash in the place of each user id."
+        ),
+    )
+
+    def pseudonym_key(self) -> bytes | None:
+        """The key in the file; None where none is named.
+
+        Raises:
+            SettingsError: It cannot be read, is no such key, or others than its owner and group have rights on it.
+        """
+        return None if self.pseudonym_key_file is None else _key_in(self.pseudonym_key_file)
 
     @model_validator(mode="after")
     def _check_room(self) -> Self:
@@ -790,6 +807,24 @@ def _secret(name: str, value: SecretStr | None, path: Path | None) -> str | None
     if not secret:
         raise SettingsError(f"{name}_file: {path} is empty. Name a file that holds the secret alone")
     return secret
+
+
+def _key_in(path: Path) -> bytes:
+    """The key in a file, without the one line end that editors put at a file's end."""
+    where = f"ingest.pseudonym_key_file: {path}"
+    make = f"Make one: (umask 077; head -c 32 /dev/urandom | base64 > {path})"
+    try:
+        mode = path.stat().st_mode
+        key = path.read_bytes().removesuffix(b"\n").removesuffix(b"\r")
+    except OSError as error:
+        raise SettingsError(f"{where} cannot be read: {error.strerror}. {make}") from error
+    if mode & stat.S_IRWXO:
+        raise SettingsError(
+            f"{where} is open to every user of this machine (mode {stat.S_IMODE(mode):04o}). Close it: chmod o= {path}"
+        )
+    if not 16 <= len(key) <= 64:
+        raise SettingsError(f"{where} holds {len(key)} bytes, and a key has 16 to 64. {make}")
+    return key
 
 
 def _trusting(name: str, path: Path | None) -> ssl.SSLContext:

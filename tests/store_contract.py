@@ -1,12 +1,13 @@
 """What every state store must do, whatever is under it: inherit `StoreContract` and give a fixture named `store`."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import pytest
 
+from streams.contracts.erasure import Erasure, Erasures
 from streams.contracts.frame import Source, partition_of
 from streams.interest.engine import UserRow
-from streams.store.protocol import StateStore, StoredRow, Swap, SwapResult, UserRecord, Watermark
+from streams.store.protocol import ErasureStore, StateStore, StoredRow, Swap, SwapResult, UserRecord, Watermark
 
 CLICKS = Source("clicks", "id-of-clicks", 0)
 VIEWS = Source("views", "id-of-views", 3)
@@ -28,8 +29,9 @@ def swap(
     rows: Mapping[str, UserRow] | None = None,
     marks: Mapping[Source, int] | None = None,
     topic_id: str = TOPIC_ID,
+    ended: Sequence[str] = (),
 ) -> Swap:
-    return Swap(partition, expected, Watermark(offset, topic_id, PARTITIONS, marks or {}), rows or {})
+    return Swap(partition, expected, Watermark(offset, topic_id, PARTITIONS, marks or {}), rows or {}, ended)
 
 
 def stored(written: UserRow) -> StoredRow:
@@ -145,6 +147,19 @@ class StoreContract:
         assert list(store.swap([swap(3, None, 5)])) == [swapped(5)]
         assert store.read_rows({3: []})[3].offset == 5
 
+    def test_a_swap_removes_rows_together_with_what_it_writes(self, store: StateStore) -> None:
+        store.swap([swap(3, None, 5, {"alice": row(1), "bob": row(2), "cleo": row(3)})])
+        ended = swap(3, 5, 6, {"bob": row(4)}, {CLICKS: 7}, ended=["alice", "nobody"])
+        assert list(store.swap([ended])) == [swapped(6)]
+        found = store.read_rows({3: ["alice", "bob", "cleo"]})[3].rows
+        assert list(found) == [StoredRow(None, None, None), stored(row(4)), stored(row(3))]
+        assert store.read_watermarks([3]) == {3: Watermark(6, TOPIC_ID, PARTITIONS, {CLICKS: 7})}
+
+    def test_a_stale_worker_removes_nothing(self, store: StateStore) -> None:
+        store.swap([swap(3, None, 5, {"alice": row(1)})])
+        assert list(store.swap([swap(3, 4, 6, ended=["alice"])])) == [refused(5)]
+        assert store.read_rows({3: ["alice"]})[3].rows == [stored(row(1))]
+
     def test_rows_are_read_in_the_order_asked_for(self, store: StateStore) -> None:
         rows = {f"u{number}": row(number) for number in range(5)}
         store.swap([swap(3, None, 5, rows)])
@@ -227,3 +242,48 @@ class StoreContract:
         store.swap([swap(3, None, 5, marks={CLICKS: 40})])
         assert not store.replace_watermark(3, expected, Watermark(0, "new", 1))
         assert store.read_watermarks([3]) == {3: Watermark(5, TOPIC_ID, PARTITIONS, {CLICKS: 40})}
+
+
+class ErasureContract:
+    """Give fixtures ``erasures``, an empty `ErasureStore`, and ``generations``, two recorded ones of its stores."""
+
+    def test_what_is_recorded_is_read_and_the_latest_time_counts(self, erasures: ErasureStore) -> None:
+        assert not erasures.read()
+        erasures.record(erased(alice=500, bob=700))
+        erasures.record(erased(alice=400, bob=800))
+        for found in (erasures.read(), erasures.read_of(["bob", "nobody", "alice"])):
+            assert (found.erased_ms("alice"), found.erased_ms("bob"), found.erased_ms("nobody")) == (500, 800, None)
+        assert erasures.read_of(["bob"]).erased_ms("alice") is None
+        assert not erasures.read_of([])
+
+    def test_the_erased_are_removed_from_each_generation_that_has_not_come_to_it(
+        self, erasures: ErasureStore, generations: Sequence[StateStore]
+    ) -> None:
+        partition = partition_of("alice", PARTITIONS)
+        for store, offset in zip(generations, (6, 7), strict=True):
+            store.set_partitions(PARTITIONS)
+            store.swap([swap(partition, None, offset, {"alice": row(1), "bob": row(2)})])
+        # The frame that asked for it is that of offset 7: only the second generation has applied it.
+        erasures.forget([Erasure("alice", 500, 7)], TOPIC_ID, PARTITIONS)
+        assert [store.read_user("alice") is None for store in generations] == [True, False]
+        rows = [store.read_rows({partition: ["bob"]})[partition].rows for store in generations]
+        assert rows == [[stored(row(2))]] * 2
+        # Offsets of another topic say nothing.
+        erasures.forget([Erasure("alice", 500, 7)], "another topic", PARTITIONS)
+        assert [store.read_user("alice") for store in generations] == [None, None]
+
+    def test_a_generation_with_another_number_of_partitions_is_searched_by_its_own(
+        self, erasures: ErasureStore, generations: Sequence[StateStore]
+    ) -> None:
+        for store, partitions in zip(generations, (PARTITIONS, 3), strict=True):
+            store.set_partitions(partitions)
+            store.swap([swap(partition_of("alice", partitions), None, 2, {"alice": row(1)})])
+        erasures.forget([Erasure("alice", 500, 7)], TOPIC_ID, PARTITIONS)
+        assert [store.read_user("alice") for store in generations] == [None, None]
+
+
+def erased(**times_ms: int) -> Erasures:
+    found = Erasures()
+    for user, time_ms in times_ms.items():
+        found.add(user, time_ms)
+    return found

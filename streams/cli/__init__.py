@@ -12,7 +12,20 @@ from typing import NoReturn
 import typer
 from rich.console import Console
 
-from streams.cli import backfill, data, deadletters, demo, generations, model, pipeline, serve, topics, traffic, users
+from streams.cli import (
+    backfill,
+    data,
+    deadletters,
+    demo,
+    generations,
+    model,
+    people,
+    pipeline,
+    serve,
+    topics,
+    traffic,
+    users,
+)
 from streams.errors import DriftlineError
 
 app = typer.Typer(
@@ -26,6 +39,7 @@ app = typer.Typer(
 demo.add_to(app)
 serve.add_to(app)
 traffic.add_to(app)
+people.add_to(app)
 pipeline.add_to(app)
 backfill.add_to(app)
 app.add_typer(users.app)

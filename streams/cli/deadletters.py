@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from streams.cli.options import BootstrapServers, ConfigFile, Output, OutputFormat, operator_settings
+from streams.cli.options import BootstrapServers, ConfigFile, Output, OutputFormat, RedisUrl, operator_settings
 from streams.cli.results import Counting, print_json, result_console, table, time_of, visible
 from streams.contracts.event import milliseconds_of
+from streams.contracts.pseudonym import Pseudonyms
 from streams.errors import DeliveryFailed, UsageError
 
 if TYPE_CHECKING:
@@ -152,6 +153,7 @@ def replay(
     output: Output = OutputFormat.TABLE,
     config: ConfigFile = None,
     bootstrap_servers: BootstrapServers = None,
+    redis_url: RedisUrl = None,
 ) -> None:
     """Send dead letters back to their source topics, as after a limit was raised or a bug mended. Dry run by default.
 
@@ -161,23 +163,36 @@ def replay(
 
     A letter is sent back once, however often this runs: a mark behind it in the dead-letter topic says so. After a crash,
     and when two run at once, the same letters may go twice; an event with an `event_id` counts once all the same. Let
-    ingest run meanwhile: Kafka deletes messages by their timestamp, and these are old.
+    ingest run meanwhile: Kafka deletes messages by their timestamp, and these are old. What is older than the erasure of its
+    user stays where it is.
 
     As JSON: `executed`, `matching` (letters that the filters let through), `to_send` (topic to how many), `sent`,
     `refused` (letter to why Kafka did not accept it; the command then ends with exit code 13), `left_out` (reason to how
-    many: `sent_back_before`, `too_often`, `copies` of one message, `frames`, `not_a_source`, `no_such_topic`) and
+    many: `sent_back_before`, `too_often`, of an `erased` user, of users who are `pseudonyms` already, `copies` of one message, `frames`, `not_a_source`, `no_such_topic`) and
     `not_reached` (beyond `--limit`).
     """
     wanted = _filter(reason, topic, from_datetime, to_datetime)
-    settings = operator_settings(config, level="warning", kafka__bootstrap_servers=bootstrap_servers)
+    settings = operator_settings(
+        config, level="warning", kafka__bootstrap_servers=bootstrap_servers, redis__url=redis_url
+    )
     from streams.log.admin import LogAdmin  # noqa: PLC0415 - as above
     from streams.log.producer import Producer  # noqa: PLC0415
-    from streams.services.deadletters import Replayed, SentBack, plan_replay, send_back, survey  # noqa: PLC0415
+    from streams.services.deadletters import (  # noqa: PLC0415
+        ErasedLetters,
+        Replayed,
+        SentBack,
+        plan_replay,
+        send_back,
+        survey,
+    )
+    from streams.store.redis import RedisErasures  # noqa: PLC0415
 
     with LogAdmin(settings.kafka) as admin:
         sources = admin.existing_topics(settings.topics.sources)
+    with closing(RedisErasures(settings.redis)) as erasures:
+        erased = ErasedLetters(erasures.read(), Pseudonyms(settings.ingest.pseudonym_key()))
     with _opened(settings) as (reader, extents), _counting("messages read", extents) as report:
-        found = survey(reader, extents, report)
+        found = survey(reader, extents, report, erased)
     plan = plan_replay(found, wanted, settings.topics.sources, sources, max_replays, limit)
     outcome = SentBack(0, {})
     if execute and plan.chosen:

@@ -14,6 +14,7 @@ import typer
 
 from streams.cli.options import BootstrapServers, ConfigFile, Output, OutputFormat, operator_settings
 from streams.cli.results import Counting, note_console, print_json, result_console, time_of, visible
+from streams.contracts.pseudonym import Pseudonyms
 from streams.contracts.recommendation import decode_recommendation
 from streams.errors import DriftlineError, UsageError
 
@@ -107,7 +108,7 @@ def follow(
     name = settings.topics.recommendations
     with LogAdmin(settings.kafka) as admin:
         topics = admin.topics([name]).values()
-    key = None if user is None else user.encode()
+    key = None if user is None else Pseudonyms(settings.ingest.pseudonym_key()).of(user).encode()
     remaining = limit
     with (
         _interruptible() as interrupted,

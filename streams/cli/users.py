@@ -13,6 +13,7 @@ from rich.text import Text
 from streams.cli.options import BundlePath, ConfigFile, Output, OutputFormat, Provider, RedisUrl, operator_settings
 from streams.cli.output_file import written_whole
 from streams.cli.results import Counting, duration_of, note_console, print_json, result_console, table, time_of, visible
+from streams.contracts.pseudonym import Pseudonyms
 from streams.errors import UsageError
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ class ExportFormat(StrEnum):
 
 @app.command()
 def show(
-    user: Annotated[str, typer.Argument(help="The user's id.")],
+    user: Annotated[str, typer.Argument(help="The user's id, as apps send it.")],
     output: Output = OutputFormat.TABLE,
     config: ConfigFile = None,
     redis_url: RedisUrl = None,
@@ -49,7 +50,7 @@ def show(
     from streams.store.redis import open_served_store  # noqa: PLC0415
 
     with closing(open_served_store(settings.redis)) as store:
-        found = show_user(settings, store, user)
+        found = show_user(settings, store, Pseudonyms(settings.ingest.pseudonym_key()).of(user))
     if output is OutputFormat.JSON:
         print_json(found)
         return
@@ -99,7 +100,7 @@ def show(
 
 @app.command()
 def explain(
-    user: Annotated[str, typer.Argument(help="The user's id.")],
+    user: Annotated[str, typer.Argument(help="The user's id, as apps send it.")],
     top: Annotated[
         int,
         typer.Option("--top", min=1, help="Events to show of those that raised an item, and of those that lowered it."),
@@ -129,7 +130,7 @@ def explain(
     from streams.store.redis import open_served_store  # noqa: PLC0415
 
     with closing(open_served_store(settings.redis)) as store:
-        found = explain_user(settings, store, user, item)
+        found = explain_user(settings, store, Pseudonyms(settings.ingest.pseudonym_key()).of(user), item)
     if output is OutputFormat.JSON:
         print_json(found)
         return

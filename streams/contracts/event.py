@@ -1,7 +1,13 @@
-"""Event v1: what an app says a user did. JSON on any raw topic."""
+"""Event v1: what an app says a user did, or asks for a user. JSON on any raw topic.
+
+Types that begin with ``$`` ask for something, and name no item:
+
+    $erase      the user's window ends here
+    $identify   the window of ``anonymous_id`` becomes part of the user's, and ends
+"""
 
 from datetime import UTC, datetime, timedelta
-from typing import Annotated, Final, Literal
+from typing import Annotated, Any, Final, Literal
 
 import msgspec
 from msgspec import Meta, Struct
@@ -14,20 +20,36 @@ EARLIEST_MS: Final = 631_152_000_000
 # A time in the future would sit at the end of the user's window until it is past; an app's clock may be a day off.
 FUTURE_TOLERANCE_MS: Final = 24 * 3600 * 1000
 
+RESERVED: Final = "$"
+"""What the types begin with that are not an app's to choose."""
+ERASE: Final = "$erase"
+IDENTIFY: Final = "$identify"
+CONTROL_TYPES: Final = frozenset({ERASE, IDENTIFY})
+
 Id = Annotated[str, Meta(min_length=1, max_length=MAX_ID_LENGTH)]
 TypeName = Annotated[str, Meta(min_length=1, max_length=MAX_TYPE_LENGTH)]
 
 
-class Event(Struct, frozen=True):
-    """One interaction of one user with one item, as an app sends it. Unknown fields are ignored.
+class Event(Struct, frozen=True, omit_defaults=True):
+    """One interaction of one user with one item, as an app sends it, or a control event. Unknown fields are ignored.
 
     Defaults are filled in at ingest: ``type`` from the source topic, ``event_id`` from topic, partition and
     offset, ``event_time`` from Kafka's timestamp.
     """
 
     user_id: Annotated[Id, Meta(description="Who. Decides the partition: crc32 of its UTF-8 bytes, modulo P.")]
-    item_id: Annotated[Id, Meta(description="What: the item's id as the catalogue knows it.")]
-    type: Annotated[TypeName | None, Meta(description="What happened; default: the source topic's type.")] = None
+    item_id: Annotated[
+        Id, Meta(description="What: the item's id as the catalogue knows it. $erase and $identify have none.")
+    ] = ""
+    type: Annotated[
+        TypeName | None,
+        Meta(
+            description=(
+                "What happened; default: the source topic's type. $erase ends the user's window, $identify merges that of "
+                "anonymous_id into it; no other type may begin with $."
+            )
+        ),
+    ] = None
     event_id: Annotated[Id | None, Meta(description="Unique id: a repeat of it is dropped.")] = None
     event_time: Annotated[
         Annotated[datetime, Meta(tz=True)] | int | None,
@@ -43,6 +65,25 @@ class Event(Struct, frozen=True):
         msgspec.Raw | msgspec.UnsetType,
         Meta(description="Any JSON object, kept as it is.", extra_json_schema={"type": ["object", "null"]}),
     ] = msgspec.UNSET
+    anonymous_id: Annotated[
+        # Apps send one with every event, and where nothing is asked of it nothing is asked of its form.
+        Any, Meta(description="Of $identify: the id that the user had until now. Ignored elsewhere.")
+    ] = None
+
+    @property
+    def is_control(self) -> bool:
+        """It asks for something, and is about no item."""
+        return self.type in CONTROL_TYPES
+
+    @property
+    def window_of(self) -> str:
+        """The user whose window it is for, and whose partition it goes to: of $identify the anonymous one."""
+        return str(self.anonymous_id) if self.type == IDENTIFY else self.user_id
+
+    @property
+    def subject(self) -> str:
+        """What frames hold in the place of the item: the item; of $identify the user that the anonymous one is."""
+        return self.user_id if self.type == IDENTIFY else self.item_id
 
 
 InvalidEventReason = Literal[
@@ -57,6 +98,7 @@ InvalidEventReason = Literal[
     "invalid_field",
     "nul",
     "absurd_time",
+    "reserved_type",
 ]
 
 
@@ -101,6 +143,10 @@ def decode_event(raw: bytes | None, max_bytes: int) -> Event:
         raise InvalidEvent(_reason(str(error)), str(error)) from error
     except msgspec.DecodeError as error:
         raise InvalidEvent("not_json", f"not valid JSON: {error}") from error
+    if event.type is not None and event.type.startswith(RESERVED):
+        _check_control(event)
+    elif not event.item_id:
+        raise InvalidEvent("missing_field", "Object missing required field `item_id`")
     if b"\\u0000" in raw:
         _refuse_nul(event)
     if event.context is not msgspec.UNSET and not bytes(event.context).startswith((b"{", b"null")):
@@ -159,8 +205,39 @@ def _reason(message: str) -> InvalidEventReason:
     return "invalid_field"
 
 
+def _check_control(event: Event) -> None:
+    if not event.is_control:
+        raise InvalidEvent(
+            "reserved_type",
+            f"type {event.type!r}: types that begin with {RESERVED} are reserved, and there are only "
+            f"{' and '.join(sorted(CONTROL_TYPES))} - at `$.type`",
+        )
+    if event.item_id:
+        # Whoever names an item may believe that only that is erased.
+        raise InvalidEvent(
+            "invalid_field", f"{event.type} is about the whole window and takes no item - at `$.item_id`"
+        )
+    if event.type != IDENTIFY:
+        return
+    anonymous = event.anonymous_id
+    if anonymous is None:
+        raise InvalidEvent("missing_field", f"Object missing required field `anonymous_id`, which {IDENTIFY} needs")
+    if not isinstance(anonymous, str):
+        raise InvalidEvent("invalid_field", f"Expected `str`, got `{_json_type(anonymous)}` - at `$.anonymous_id`")
+    if not 1 <= len(anonymous) <= MAX_ID_LENGTH:
+        bound = ">= 1" if not anonymous else f"<= {MAX_ID_LENGTH}"
+        raise InvalidEvent("bad_length", f"Expected `str` of length {bound} - at `$.anonymous_id`")
+
+
+def _json_type(value: object) -> str:
+    """As msgspec names it."""
+    names = {bool: "bool", int: "int", float: "float", list: "array", dict: "object"}
+    return names.get(type(value), type(value).__name__)
+
+
 def _refuse_nul(event: Event) -> None:
-    for name in ("user_id", "item_id", "type", "event_id", "session_id", "recommendation_id"):
+    names = ["user_id", "item_id", "type", "event_id", "session_id", "recommendation_id"]
+    for name in [*names, "anonymous_id"] if event.is_control else names:
         if "\0" in (getattr(event, name) or ""):
             raise InvalidEvent("nul", f"a NUL character is not allowed - at `$.{name}`")
 

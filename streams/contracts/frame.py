@@ -10,7 +10,7 @@ from typing import Final
 import msgspec
 from msgspec import Struct
 
-from streams.contracts.event import Event, derived_id_start
+from streams.contracts.event import IDENTIFY, Event, derived_id_start
 
 FRAME_VERSION: Final = 1
 # No script call on the store may carry more users than this, so no frame does (design: a call < 5 ms).
@@ -51,6 +51,8 @@ class Frame(Struct, frozen=True, array_like=True):
         sources: The raw partitions that occur; ``source`` indexes them.
         offset: Offset in the raw partition; rises within one source.
         appended_ms: Timestamp of the raw message: when the app produced it.
+        user: Whose window it is for; of ``$identify`` the anonymous user.
+        item: Of ``$identify`` the user that the anonymous one is; "" of ``$erase``.
         time_ms: When the event happened.
         event_id: None where the app gave none: it is then derived from the source.
         extra: Optional fields by position of the event.
@@ -151,23 +153,24 @@ class FrameBuilder:
         Args:
             size: Bytes of the raw event.
         """
+        user = event.window_of
         size += _EVENT_OVERHEAD + 4 * len(event_type)
         if source not in self._sources:
             size += _SOURCE_OVERHEAD + len(source.topic)
         if self._event_id and (
             len(self._event_id) >= self._max_events
             or self._bytes + size > self._max_bytes
-            or (len(self._users) >= MAX_FRAME_USERS and event.user_id not in self._users)
+            or (len(self._users) >= MAX_FRAME_USERS and user not in self._users)
         ):
             self._cut()
         index = self._sources.setdefault(source, len(self._sources))
-        self._users.add(event.user_id)
+        self._users.add(user)
         self._bytes += size
         self._source.append(index)
         self._offset.append(offset)
         self._appended_ms.append(appended_ms)
-        self._user.append(event.user_id)
-        self._item.append(event.item_id)
+        self._user.append(user)
+        self._item.append(event.subject)
         self._type.append(event_type)
         self._time_ms.append(time_ms)
         extra = _extra_of(event)
@@ -207,8 +210,7 @@ def events_of(frame: Frame) -> list[dict[str, object]]:
     events = []
     for i in range(len(frame)):
         event: dict[str, object] = {
-            "user_id": frame.user[i],
-            "item_id": frame.item[i],
+            **_about(frame, i),
             "type": frame.type[i],
             "event_id": ids[i],
             "event_time": frame.time_ms[i],
@@ -221,6 +223,14 @@ def events_of(frame: Frame) -> list[dict[str, object]]:
                 event["context"] = msgspec.Raw(extra.context.encode())
         events.append(event)
     return events
+
+
+def _about(frame: Frame, i: int) -> dict[str, object]:
+    """Whom and what an event is about."""
+    user, item = frame.user[i], frame.item[i]
+    if frame.type[i] == IDENTIFY:
+        return {"user_id": item, "anonymous_id": user}
+    return {"user_id": user, "item_id": item} if item else {"user_id": user}
 
 
 def _extra_of(event: Event) -> Extra | None:

@@ -114,6 +114,7 @@ class Plan(Struct, frozen=True):
         topic_id: Id of the `interactions` topic that the generation's watermarks belong to.
         model: Version of the model that encodes.
         created_ms: Milliseconds since 1970.
+        beside: The generation that was served then.
         ranges: What is read of topics; of `interactions` one a partition, in order.
         files: What is read of files, in order.
         seals: By partition the watermark at the end; of `interactions` none, for there it is where reading ends.
@@ -127,6 +128,7 @@ class Plan(Struct, frozen=True):
     topic_id: str
     model: str
     created_ms: int
+    beside: str = ""
     ranges: tuple[SourceRange, ...] = ()
     files: tuple[SourceFile, ...] = ()
     seals: tuple[Seal, ...] = ()

@@ -25,6 +25,7 @@ from streams.errors import SettingsError
 from streams.interest.explore import normals_of
 from streams.interest.window import (
     EMPTY_STATE,
+    Advance,
     Arrival,
     UserState,
     advance_window,
@@ -235,16 +236,7 @@ class Engine:
         """
         seconds = StageSeconds() if seconds is None else seconds
         clock = perf_counter()
-        rule = self._bundle.config.window
-        advances = [
-            advance_window(
-                EMPTY_STATE if user.state is None else decode_state(user.state),
-                user.arrivals,
-                rule,
-                self._rules.memory,
-            )
-            for user in users
-        ]
+        advances = [self.advance(user) for user in users]
         seconds.advance += perf_counter() - clock
         windows = [
             UserWindow(user.user_id, advance.state, trigger_of(advance.applied[-1]), user.vector)
@@ -258,6 +250,15 @@ class Engine:
             )
             for user, advance in zip(users, advances, strict=True)
         ]
+
+    def advance(self, user: UserEvents) -> Advance[Arrival]:
+        """A user's window with the new events in it; nothing is encoded.
+
+        Raises:
+            InvalidState: The row's state cannot be read.
+        """
+        state = EMPTY_STATE if user.state is None else decode_state(user.state)
+        return advance_window(state, user.arrivals, self._bundle.config.window, self._rules.memory)
 
     def encode(self, windows: Sequence[UserWindow], now_ms: int, seconds: StageSeconds | None = None) -> list[UserRow]:
         """Encode windows, rank the items and write the recommendations.

@@ -24,8 +24,8 @@ from streams.settings import KafkaSettings
 _EARLIEST: Final = OffsetSpec.earliest()  # type: ignore[no-untyped-call]  # 2.16
 _LATEST: Final = OffsetSpec.latest()  # type: ignore[no-untyped-call]  # 2.16
 _STALE_EPOCH_ERRORS: Final = frozenset({KafkaError.FENCED_LEADER_EPOCH, KafkaError.UNKNOWN_LEADER_EPOCH})
-# A broker that died never answers, and until a request to it has failed librdkafka does not ask who leads in its place.
-_OFFSETS_WAIT_S: Final = ANSWER_S / 4
+# A broker that died never answers, and until a request to it has failed librdkafka does not ask who is there in its place.
+_DEAD_AFTER_S: Final = ANSWER_S / 4
 # The first wait for an answer; each that follows is twice as long, so that a slow connection gets its time.
 _FIRST_WAIT_S: Final = 0.2
 
@@ -75,12 +75,24 @@ class LogAdmin:
         # librdkafka's mock cluster answers no DescribeTopics and has no topic ids; it does name itself.
         if (metadata.cluster_id or "").startswith("mockCluster"):
             return {name: Topic(name, "", count) for name, count in counts.items()}
-        described = self._admin.describe_topics(TopicCollection(list(counts)), request_timeout=ANSWER_S)
-        ids = {
-            name: self._connection.ask(f"describe topic {name}", lambda f=future: f.result())  # type: ignore[misc]
-            for name, future in described.items()
-        }
-        return {name: Topic(name, str(ids[name].topic_id), count) for name, count in counts.items()}
+        what = f"describe topic {', '.join(counts)}"
+        described = self._connection.ask(what, lambda: self._describe(list(counts)))
+        return {name: Topic(name, str(described[name].topic_id), count) for name, count in counts.items()}
+
+    def _describe(self, names: Sequence[str]) -> dict[str, Any]:
+        """Kafka's descriptions of topics.
+
+        librdkafka 2.16 asks the controller. One that died it goes on asking until it is told of another.
+        """
+        deadline = monotonic() + ANSWER_S
+        while True:
+            futures = self._admin.describe_topics(TopicCollection(list(names)), request_timeout=_DEAD_AFTER_S)
+            try:
+                return {name: future.result() for name, future in futures.items()}
+            except KafkaException as error:
+                if error.args[0].code() != KafkaError._TIMED_OUT or monotonic() >= deadline:  # noqa: SLF001
+                    raise
+                self._admin.list_topics(timeout=ANSWER_S)
 
     def _metadata(self) -> Any:  # 2.16 declares that a cluster has no id
         """The cluster's brokers and topics, asked for in slices: librdkafka would try a wrong password to the end."""
@@ -149,7 +161,7 @@ class LogAdmin:
         futures = self._admin.list_offsets(
             dict.fromkeys(wanted, spec),
             isolation_level=IsolationLevel.READ_UNCOMMITTED,
-            request_timeout=_OFFSETS_WAIT_S,
+            request_timeout=_DEAD_AFTER_S,
         )
         try:
             found = {Partition(p.topic, p.partition): future.result().offset for p, future in futures.items()}

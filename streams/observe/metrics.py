@@ -123,7 +123,9 @@ class EvolveMetrics:
 
     Attributes:
         events: By `outcome`: applied; repeat (an app sent it twice); resent (ingest did); late (older than a full
-            window); dead_lettered.
+            window); erased (its user was, after it); control (it asks for something: `$erase`, `$identify`);
+            dead_lettered.
+        handed_over_events: In windows that became part of other users'; each is counted once more by its outcome there.
         dead_letters: By `reason`.
         users: Rows written.
         frames: Frames applied.
@@ -143,6 +145,7 @@ class EvolveMetrics:
     """
 
     events: Counter
+    handed_over_events: Counter
     dead_letters: Counter
     users: Counter
     frames: Counter
@@ -167,8 +170,13 @@ class EvolveMetrics:
         return cls(
             events=_by(
                 "outcome",
-                ("applied", "repeat", "resent", "late", "dead_lettered"),
+                ("applied", "repeat", "resent", "late", "erased", "control", "dead_lettered"),
                 Counter(f"{prefix}_events_total", "Events taken from frames.", ["outcome"], registry=registry),
+            ),
+            handed_over_events=Counter(
+                f"{prefix}_handed_over_events_total",
+                "Events in windows that became part of other users' windows.",
+                registry=registry,
             ),
             dead_letters=Counter(f"{prefix}_dead_letters_total", "Dead letters.", ["reason"], registry=registry),
             users=Counter(f"{prefix}_users_total", "Rows written.", registry=registry),

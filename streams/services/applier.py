@@ -4,16 +4,25 @@ Everything that is queued is taken at once, over all partitions, up to a number 
 
 1. read the rows of its users, and the watermarks after them
 2. encode: advance every window, compute the vectors, rank the items
-3. produce the recommendations and wait for the broker's acknowledgement
-4. compare-and-swap rows and watermark in the store, once a partition, all in one round trip
-5. give the frames back, for the caller to acknowledge
+3. produce the windows that `$identify` hands over to other users (`streams.services.handovers`), then the
+   recommendations, and wait for the broker's acknowledgement
+4. record who was erased, and remove their rows from every other generation that has not come to the erasure itself
+5. compare-and-swap rows and watermark in the store, once a partition, all in one round trip
+6. give the frames back, for the caller to acknowledge
 
-A crash before 4 leaves the old state: the frames are read again and the same recommendations go out again, under the
-same ids. A crash after it leaves the new state: the frames are below the watermark and are skipped.
+A crash before 5 leaves the old state: the frames are read again and the same recommendations go out again, under the
+same ids, and the same handovers, which are dropped where they go. A crash after it leaves the new state: the frames are
+below the watermark and are skipped.
+
+4 comes before 5, for a frame below the watermark is looked at by nobody again: what it asks for is done by then. Done
+twice it is the same: of a user's erasures the latest counts, and a row that is gone stays gone. Nor can a stale worker
+take away what came after: a generation whose watermark is past the erasure keeps its row.
 """
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import zip_longest
 from time import perf_counter, time
 from typing import Final, Protocol, TypeVar
 
@@ -23,12 +32,14 @@ import stamina
 import structlog
 
 from streams.contracts.dead_letter import DeadLetter, Headers
+from streams.contracts.erasure import Erasures
 from streams.contracts.frame import (
     MAX_FRAME_USERS,
     Frame,
     InvalidFrame,
     Source,
     decode_frame,
+    encode_frame,
     events_of,
 )
 from streams.contracts.recommendation import decode_recommendation
@@ -41,13 +52,14 @@ from streams.errors import (
     StoreUnavailable,
 )
 from streams.interest.engine import StageSeconds, UserEvents, UserRow, UserUpdate, UserWindow
-from streams.interest.window import Arrival, InvalidState, decode_state
+from streams.interest.window import Advance, Arrival, InvalidState, decode_state
 from streams.log.topics import Extent, Partition, Topic
 from streams.observe.health import Health
 from streams.observe.metrics import EvolveMetrics
-from streams.services.arrivals import add_arrivals
+from streams.services.arrivals import Intake, add_arrivals
+from streams.services.handovers import Handover, handover_frames
 from streams.settings import Settings
-from streams.store.protocol import Reading, StateStore, Swap, UserRecord, Watermark
+from streams.store.protocol import ErasureStore, Reading, StateStore, Swap, UserRecord, Watermark
 
 _logger = structlog.get_logger("driftline.evolve")
 
@@ -59,8 +71,15 @@ _Result = TypeVar("_Result")
 class Outbox(Protocol):
     """Where recommendations and dead letters go; `streams.log.producer.Producer` is one."""
 
-    def send(self, topic: str, value: bytes | None, key: bytes | str | None = None, *, headers: Headers = ()) -> None:
-        """Hand over a message."""
+    def send(
+        self,
+        topic: str,
+        value: bytes | None,
+        key: bytes | str | None = None,
+        partition: int = -1,
+        headers: Headers = (),
+    ) -> None:
+        """Hand over a message; ``partition`` -1: by the key."""
 
     def flush(self) -> None:
         """Wait until all that was sent is acknowledged; raises `DeliveryFailed`."""
@@ -71,6 +90,9 @@ class EngineLike(Protocol):
 
     def evolve(self, users: Sequence[UserEvents], now_ms: int, seconds: StageSeconds | None = None) -> list[UserUpdate]:
         """Advance, encode, rank."""
+
+    def advance(self, user: UserEvents) -> Advance[Arrival]:
+        """Advance alone."""
 
     @property
     def model_name(self) -> str:
@@ -132,11 +154,22 @@ class _Part:
     """One partition's share of a batch."""
 
     frames: list[Received] = field(default_factory=list)
-    arrivals: dict[str, list[Arrival]] = field(default_factory=dict)
+    copies: list[Received] = field(default_factory=list)
+    intake: Intake = field(default_factory=Intake)
     marks: dict[Source, int] = field(default_factory=dict)
     letters: list[DeadLetter] = field(default_factory=list)
-    resent: int = 0
     updates: list[UserUpdate] = field(default_factory=list)
+    handovers: list[Handover] = field(default_factory=list)
+    handed: Counter[str] = field(default_factory=Counter)  # what became of events in windows that were handed over
+
+    @property
+    def arrivals(self) -> dict[str, list[Arrival]]:
+        """Events by user."""
+        return self.intake.arrivals
+
+    def rows(self) -> dict[str, UserRow]:
+        """New rows by user."""
+        return {update.user_id: update.row for update in self.updates if update.row is not None}
 
 
 class Applier:
@@ -155,6 +188,7 @@ class Applier:
         outbox: Outbox,
         metrics: EvolveMetrics,
         health: Health,
+        erasure_store: ErasureStore,
     ) -> None:
         self._settings = settings
         self._topic = topic
@@ -163,6 +197,10 @@ class Applier:
         self._outbox = outbox
         self._metrics = metrics
         self._health = health
+        self._erasure_store = erasure_store
+        # Read at an assignment and added to by what is applied here: `$erase` comes to the partition of its user, so of
+        # these partitions no other worker records any. One that a person recorded by hand comes in the log as well.
+        self._erasures = Erasures()
         self._positions: dict[int, _Position] = {}
 
     def assign(
@@ -183,6 +221,7 @@ class Applier:
         Raises:
             StateRefused: Store and log do not belong together.
         """
+        self._erasures = self._retrying("store_read", self._erasure_store.read)
         found = self._positions_in(self._store, partitions, extents)
         for partition, position in found.items():
             key = Partition(self._topic.name, partition)
@@ -236,18 +275,23 @@ class Applier:
             # 1. Read.
             readings = self._read(parts)
             for partition in self._moved({p: r.offset for p, r in readings.items()}):
-                rest = [*parts.pop(partition).frames, *rest]
+                moved = parts.pop(partition)
+                rest = [*moved.frames, *moved.copies, *rest]
             # 2. Encode.
+            self._hand_over(parts, readings)
             self._encode(parts, readings)
             # 3. Produce, and wait.
+            self._produce_handovers(parts)
             self._produce(parts)
-            # 4. Compare and swap.
+            # 4. Record erasures.
+            self._erase(parts)
+            # 5. Compare and swap.
             applied = self._swap(parts)
             for partition, part in parts.items():
                 if partition in applied:
-                    done += part.frames
+                    done += part.frames + part.copies
                 else:
-                    rest = [*part.frames, *rest]
+                    rest = [*part.frames, *part.copies, *rest]
         return done, rest
 
     def refresh(self, users: Sequence[tuple[int, str]]) -> int:
@@ -338,8 +382,12 @@ class Applier:
             if position is None:
                 continue  # read under an earlier assignment; its owner reads it again
             expected = ends.get(received.partition, position.next_offset)
-            if received.offset < expected:
+            if received.offset < position.next_offset:
                 done.append(received)
+                continue
+            if received.offset < expected:
+                # Read under an earlier assignment too: done with when the first copy is.
+                parts[received.partition].copies.append(received)
                 continue
             if received.partition in held or users >= self._settings.evolve.batch_users:
                 held.add(received.partition)
@@ -375,10 +423,10 @@ class Applier:
         if part.frames and len(part.arrivals.keys() | set(frame.user)) > MAX_FRAME_USERS:
             return False
         part.frames.append(received)
-        part.resent += add_arrivals(frame, part.marks, part.arrivals)
+        add_arrivals(frame, received.offset, part.marks, self._erasures, part.intake)
         return True
 
-    # The five steps
+    # The steps
 
     def _read(self, parts: Mapping[int, _Part]) -> Mapping[int, Reading]:
         wanted = {partition: list(part.arrivals) for partition, part in parts.items()}
@@ -387,14 +435,31 @@ class Applier:
         self._metrics.store_read_seconds.observe(perf_counter() - started)
         return readings
 
+    def _hand_over(self, parts: Mapping[int, _Part], readings: Mapping[int, Reading]) -> None:
+        """Advance the windows that end with a `$identify`, as far as that."""
+        for partition, part in parts.items():
+            if not part.intake.identified:
+                continue
+            rows = dict(zip(part.arrivals, readings[partition].rows, strict=True))
+            for one in part.intake.identified:
+                state = None if one.is_whole else rows[one.anonymous_id].state
+                try:
+                    advance = self._engine.advance(UserEvents(one.anonymous_id, state, None, one.before))
+                except InvalidState as error:
+                    raise _unreadable(one.anonymous_id, error) from error
+                part.handovers.append(Handover(one, advance.state))
+                part.handed.update(applied=len(advance.applied), repeat=advance.repeats, late=advance.late)
+
     def _encode(self, parts: Mapping[int, _Part], readings: Mapping[int, Reading]) -> None:
         model = self._engine.model_version
         users: list[UserEvents] = []
         owners: list[_Part] = []
         for partition, part in parts.items():
             for (user, arrivals), row in zip(part.arrivals.items(), readings[partition].rows, strict=True):
+                has_window = user not in part.intake.ended
                 # Between vectors of two models there is no distance.
-                users.append(UserEvents(user, row.state, row.vector if row.model == model else None, arrivals))
+                vector = row.vector if has_window and row.model == model else None
+                users.append(UserEvents(user, row.state if has_window else None, vector, arrivals))
                 owners.append(part)
         seconds = StageSeconds()
         self._metrics.batch_users.observe(len(users))
@@ -416,10 +481,7 @@ class Applier:
             raise
         except InvalidState as error:
             if len(users) == 1:
-                raise StateRefused(
-                    f"the row of user {users[0].user_id!r} in the store can't be read: {error}. It was not written "
-                    "by this version; upgrade, or delete that key (its window then starts anew)"
-                ) from error
+                raise _unreadable(users[0].user_id, error) from error
         # A poisonous event may break any library below. Nothing is lost: the event is found and dead-lettered.
         except Exception as error:  # noqa: BLE001
             self._engine.verify()  # a model that fails on everything is no fault of the events: ends the process
@@ -453,6 +515,32 @@ class Applier:
             _logger.warning("a failure did not repeat", user=user.user_id, error=repr(error))
         return update
 
+    def _produce_handovers(self, parts: Mapping[int, _Part]) -> None:
+        """Send windows to the partitions of their users, to each one frame at a time: see `streams.services.handovers`."""
+        topic, bounds = self._topic, self._settings.ingest
+        queues = [
+            (target, frames)
+            for partition, part in parts.items()
+            if part.handovers
+            for target, frames in handover_frames(
+                part.handovers,
+                Source(topic.name, topic.topic_id, partition),
+                topic.partitions,
+                bounds.frame_events,
+                bounds.frame_bytes,
+            ).items()
+        ]
+        targets = [target for target, _ in queues]
+        for one_each in zip_longest(*(frames for _, frames in queues)):
+
+            def produce(one_each: Sequence[Frame | None] = one_each) -> None:
+                for target, frame in zip(targets, one_each, strict=True):
+                    if frame is not None:
+                        self._outbox.send(topic.name, encode_frame(frame), partition=target)
+                self._outbox.flush()
+
+            self._retrying("produce", produce)
+
     def _produce(self, parts: Mapping[int, _Part]) -> None:
         topics = self._settings.topics
         started = perf_counter()
@@ -472,26 +560,31 @@ class Applier:
         self._metrics.recommendations.inc(self._retrying("produce", produce))
         self._metrics.produce_seconds.observe(perf_counter() - started)
 
+    def _erase(self, parts: Mapping[int, _Part]) -> None:
+        erasures = [erasure for part in parts.values() for erasure in part.intake.erasures]
+        if not erasures:
+            return
+        found = Erasures()
+        for part in parts.values():
+            for user, erased_ms in part.intake.erased_ms.items():
+                found.add(user, erased_ms)
+        topic = self._topic
+        self._retrying("store_swap", lambda: self._erasure_store.record(found))
+        self._retrying("store_swap", lambda: self._erasure_store.forget(erasures, topic.topic_id, topic.partitions))
+        self._erasures.update(found)
+        for digest, erased_ms in found.items():
+            _logger.info("erased", user_digest=digest, erased_ms=erased_ms)
+
     def _swap(self, parts: Mapping[int, _Part]) -> set[int]:
         """Write every partition; returns those that are written. The others have moved on and are read again."""
-        swaps = [
-            Swap(
-                partition,
-                self._positions[partition].applied,
-                Watermark(
-                    part.frames[-1].offset,
-                    self._topic.topic_id,
-                    self._topic.partitions,
-                    {
-                        source: offset
-                        for source, offset in part.marks.items()
-                        if self._positions[partition].marks.get(source) != offset
-                    },
-                ),
-                {update.user_id: update.row for update in part.updates if update.row is not None},
-            )
-            for partition, part in parts.items()
-        ]
+        swaps = []
+        for partition, part in parts.items():
+            known = self._positions[partition]
+            marks = {source: offset for source, offset in part.marks.items() if known.marks.get(source) != offset}
+            watermark = Watermark(part.frames[-1].offset, self._topic.topic_id, self._topic.partitions, marks)
+            rows = part.rows()
+            ended = [user for user in part.intake.ended if user not in rows]
+            swaps.append(Swap(partition, known.applied, watermark, rows, ended))
         if not swaps:
             return set()
         started = perf_counter()
@@ -642,11 +735,15 @@ class Applier:
         now_ms = _now_ms()
         ages = [now_ms - arrival.appended_ms for update in part.updates for arrival in update.applied]
         metrics.event_to_vector_seconds.observe_many(np.array(ages, np.float64) / 1000)
+        handed = part.handed
+        metrics.handed_over_events.inc(sum(len(handover.state) for handover in part.handovers))
         counts = {
-            "applied": len(ages),
-            "repeat": sum(update.repeats for update in part.updates),
-            "late": sum(update.late for update in part.updates),
-            "resent": part.resent,
+            "applied": len(ages) + handed["applied"],
+            "repeat": sum(update.repeats for update in part.updates) + handed["repeat"],
+            "late": sum(update.late for update in part.updates) + handed["late"],
+            "resent": part.intake.resent,
+            "erased": part.intake.erased,
+            "control": part.intake.controls,
             "dead_lettered": len(part.letters),
         }
         for outcome, count in counts.items():
@@ -683,6 +780,13 @@ class Applier:
             "encode",
             arrival.appended_ms,
         )
+
+
+def _unreadable(user_id: str, error: InvalidState) -> StateRefused:
+    return StateRefused(
+        f"the row of user {user_id!r} in the store can't be read: {error}. It was not written by this version; upgrade, "
+        "or delete that key (its window then starts anew)"
+    )
 
 
 def _now_ms() -> int:

@@ -20,7 +20,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
-from typing import Final, Literal, NamedTuple, Protocol
+from typing import Any, Final, Literal, NamedTuple, Protocol
 
 import msgspec
 from msgspec import Struct
@@ -35,6 +35,8 @@ from streams.contracts.dead_letter import (
     read_mark,
     replay_headers,
 )
+from streams.contracts.erasure import Erasures
+from streams.contracts.pseudonym import Pseudonyms
 from streams.errors import DataError, DeliveryFailed, DriftlineError, UsageError
 from streams.log.topics import Extent, Message, Partition, Topic
 from streams.services.pull import FrameReader, read_to_end
@@ -42,11 +44,15 @@ from streams.services.pull import FrameReader, read_to_end
 _BATCH_LETTERS: Final = 500
 _BATCH_BYTES: Final = 1024 * 1024
 
-LeftOut = Literal["sent_back_before", "too_often", "copies", "frames", "not_a_source", "no_such_topic"]
+LeftOut = Literal[
+    "sent_back_before", "too_often", "erased", "pseudonyms", "copies", "frames", "not_a_source", "no_such_topic"
+]
 
 EXPLAINED: Final[Mapping[LeftOut, str]] = {
     "sent_back_before": "sent back by an earlier replay",
     "too_often": "failed again after being sent back as often as --max-replays allows",
+    "erased": "of somebody who was erased after the event",
+    "pseudonyms": "the model failed on them, so they name users by their pseudonyms: ingest would take these for ids",
     "copies": "written twice by ingest after a crash, or by evolve: sent back once",
     "frames": "frames of interactions: evolve would refuse the same bytes again",
     "not_a_source": "from a topic that is not in topics.sources, so no ingest would read it",
@@ -203,19 +209,62 @@ class _Identity(NamedTuple):
     event: bytes
 
 
+class _Who(Struct, frozen=True):
+    """Whom a message is about, as far as it says; it may be no event at all."""
+
+    user_id: Any = None
+    anonymous_id: Any = None
+
+
+@dataclass(frozen=True, slots=True)
+class ErasedLetters:
+    """Tells the letters of people who were erased after their events.
+
+    Attributes:
+        pseudonyms: What rows and erasures have in the place of ids.
+    """
+
+    erasures: Erasures
+    pseudonyms: Pseudonyms
+
+    def include(self, letter: DeadLetter, written_ms: int) -> bool:
+        """Whether a letter is one of them.
+
+        Args:
+            written_ms: When the letter was: it stands in where the letter does not say when its message was.
+        """
+        if not self.erasures:
+            return False
+        try:
+            who = _who_decoder.decode(letter.value or b"")
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            return False
+        time_ms = written_ms if letter.timestamp_ms is None else letter.timestamp_ms
+        ids = [each for each in (who.user_id, who.anonymous_id) if isinstance(each, str)]
+        # Those of evolve come from frames.
+        in_rows = ids if letter.stage == "encode" else map(self.pseudonyms.of, ids)
+        return any(self.erasures.covers(each, time_ms) for each in in_rows)
+
+
+_who_decoder = msgspec.json.Decoder(_Who)
+
+
 @dataclass(slots=True)
 class Survey:
     """The letters of a topic, without their contents: some 500 bytes of memory each.
 
     Attributes:
+        erased: Tells those of people who were erased.
         others: Messages that are neither letters nor marks.
     """
 
+    erased: ErasedLetters = field(default_factory=lambda: ErasedLetters(Erasures(), Pseudonyms(None)))
     others: int = 0
     _letters: dict[_Place, Letter] = field(default_factory=dict)
     _identities: dict[_Place, _Identity] = field(default_factory=dict)
     _sent_back: dict[bytes, int] = field(default_factory=dict)  # origin to how often its event was sent back then
     _of_event: dict[bytes, set[bytes]] = field(default_factory=dict)  # origins sent back, by event
+    _of_erased: set[_Place] = field(default_factory=set)
 
     def add(self, message: Message) -> None:
         """Take in the next message of its partition."""
@@ -235,6 +284,8 @@ class Survey:
         replay = found.replay()
         self._identities[place] = _identity(found)
         self._letters[place] = _brief(message, found, 0 if replay is None else replay.times)
+        if self.erased.include(found, message.timestamp_ms):
+            self._of_erased.add(place)
 
     def letters(self) -> Iterator[Letter]:
         """Every letter, those of one partition in their order."""
@@ -244,22 +295,32 @@ class Survey:
             replays = max(letter.replays, len(self._of_event.get(event, ()))) if times is None else times - 1
             yield msgspec.structs.replace(letter, replays=replays, sent_back=times is not None)
 
+    def is_erased(self, letter: Letter) -> bool:
+        """Whether it is of somebody who was erased after the event."""
+        return _Place(letter.partition, letter.offset) in self._of_erased
+
     def origin(self, letter: Letter) -> bytes:
         """What is the same for two letters of one message."""
         return self._identities[_Place(letter.partition, letter.offset)].origin
 
 
-def survey(reader: FrameReader, extents: Mapping[Partition, Extent], report: Callable[[int], None]) -> Survey:
+def survey(
+    reader: FrameReader,
+    extents: Mapping[Partition, Extent],
+    report: Callable[[int], None],
+    erased: ErasedLetters | None = None,
+) -> Survey:
     """Read the whole dead-letter topic.
 
     Args:
         reader: Reads it from its beginning.
         report: Called with the number of messages so far.
+        erased: Tells the letters of people who were erased.
 
     Raises:
         LogGap, LogUnavailable: As `read_to_end` says.
     """
-    found = Survey()
+    found = Survey() if erased is None else Survey(erased)
     for count, message in enumerate(read_to_end(reader, extents), 1):
         found.add(message)
         report(count)
@@ -373,6 +434,10 @@ def plan_replay(
     origins: set[bytes] = set()
     for letter in matching:
         reason = _refusal(letter, readable, existing, max_replays)
+        if reason is None and found.is_erased(letter):
+            reason = "erased"
+        if reason is None and letter.stage == "encode" and found.erased.pseudonyms:
+            reason = "pseudonyms"
         if reason is None and found.origin(letter) in origins:
             reason = "copies"
         if reason is None:

@@ -98,7 +98,14 @@ class Evolve:
         self._served = self._next = self._open_first()
         self._show_served()
         self._applier = Applier(
-            settings, self._topic, self._served.store, self._served.engine, parts.outbox, metrics, health
+            settings,
+            self._topic,
+            self._served.store,
+            self._served.engine,
+            parts.outbox,
+            metrics,
+            health,
+            parts.erasures,
         )
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="apply")
         self._loader = ThreadPoolExecutor(max_workers=1, thread_name_prefix="load")

@@ -22,8 +22,9 @@ import stamina
 import structlog
 
 from streams.contracts.dead_letter import DeadLetter
-from streams.contracts.event import InvalidEvent, decode_event, event_time_ms
+from streams.contracts.event import ERASE, InvalidEvent, decode_event, event_time_ms
 from streams.contracts.frame import Frame, FrameBuilder, Source, encode_frame, partition_of
+from streams.contracts.pseudonym import Pseudonyms
 from streams.errors import DeliveryFailed
 from streams.log.admin import LogAdmin
 from streams.log.producer import Producer
@@ -45,6 +46,7 @@ class Ingest:
     """The ingest service: `run` until `stop`.
 
     Raises:
+        SettingsError: The key of pseudonyms cannot be used.
         LogError, AuthenticationFailed, TopicMissing: Kafka can't be reached, or lacks a topic.
     """
 
@@ -53,6 +55,7 @@ class Ingest:
         self._metrics = metrics
         self._health = health
         self._stopping = Flag()
+        self._pseudonyms = Pseudonyms(settings.ingest.pseudonym_key())
         topics = settings.topics
         with LogAdmin(settings.kafka) as admin:
             sources = admin.topics(topics.sources)
@@ -122,7 +125,12 @@ class Ingest:
             except InvalidEvent as error:
                 letters.append(_letter(message, error, stage))
                 continue
-            partition = partition_of(event.user_id, self._partitions)
+            if self._pseudonyms:
+                event = self._pseudonyms.in_event(event)
+            if event.type == ERASE:
+                # Dated in the future, as by a clock that is ahead, it would keep out what the person does next.
+                appended_ms = min(appended_ms, now_ms)
+            partition = partition_of(event.window_of, self._partitions)
             builder = builders.get(partition)
             if builder is None:
                 builder = builders[partition] = FrameBuilder(settings.frame_events, settings.frame_bytes)

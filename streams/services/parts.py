@@ -18,8 +18,8 @@ from streams.log.producer import Producer
 from streams.services.applier import EngineLike, Outbox
 from streams.services.bundle import bundle_path
 from streams.settings import Settings
-from streams.store.protocol import StateStore
-from streams.store.redis import RedisGenerations, RedisStore, RedisSweep
+from streams.store.protocol import ErasureStore, StateStore
+from streams.store.redis import RedisErasures, RedisGenerations, RedisStore, RedisSweep
 
 _logger = structlog.get_logger("driftline.evolve")
 
@@ -65,13 +65,17 @@ class Parts:
     serving: Callable[[], Serving]
     open: Callable[[Serving], Served]
     outbox: Outbox
+    erasures: ErasureStore
 
 
 def open_parts(settings: Settings) -> Parts:
     """Connect to Redis and Kafka; both connections are made at first use."""
     generations = RedisGenerations(settings.redis)
     return Parts(
-        generations.serving, lambda serving: open_served(settings, generations, serving), Producer(settings.kafka)
+        generations.serving,
+        lambda serving: open_served(settings, generations, serving),
+        Producer(settings.kafka),
+        RedisErasures(settings.redis),
     )
 
 

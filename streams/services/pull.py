@@ -9,6 +9,8 @@ from typing import Any, BinaryIO, Final, Protocol
 import msgspec
 from msgspec import Struct
 
+from streams.contracts.erasure import Erasures
+from streams.contracts.event import CONTROL_TYPES
 from streams.contracts.frame import Frame, InvalidFrame, Source, decode_frame, events_of
 from streams.errors import DataError, LogGap, LogUnavailable, MissingExtra
 from streams.log.topics import Extent, Message, Partition
@@ -38,6 +40,7 @@ class Pulled(Struct, frozen=True):
         events: Written.
         resent: Left out: ingest had sent them a second time, after a crash.
         repeats: Left out: the app had sent that event id of that user before.
+        erased: Left out: their user was erased since.
         invalid_frames: Left out: no frames of this version.
         deleted_frames: Were not there any more: retention had deleted them.
     """
@@ -47,18 +50,21 @@ class Pulled(Struct, frozen=True):
     frames: int
     resent: int
     repeats: int
+    erased: int
     invalid_frames: int
     deleted_frames: int
 
 
 class Cleaner:
-    """Takes frames in the order of the log and gives each event once.
+    """Takes frames in the order of the log and gives each event once, under the user who it was sent for.
 
+    What asks for something is no event to train on, and what was handed over to another user is in the log already.
     It remembers every event id, some 150 bytes an event: as much as reading the file to train on takes again.
     """
 
-    def __init__(self) -> None:
-        self.resent = self.repeats = self.invalid_frames = 0
+    def __init__(self, erasures: Erasures) -> None:
+        self._erasures = erasures
+        self.resent = self.repeats = self.erased = self.invalid_frames = 0
         # Of each partition the highest offset of every raw partition, as the watermarks of evolve hold it.
         self._marks: dict[int, dict[Source, int]] = defaultdict(dict)
         self._ids: dict[str, set[str]] = defaultdict(set)
@@ -70,6 +76,8 @@ class Cleaner:
         except InvalidFrame:
             self.invalid_frames += 1
             return []
+        if any(source.topic == message.topic for source in frame.sources):
+            return []  # a handover
         marks = self._marks[message.partition]
         return [event for index, event in enumerate(events_of(frame)) if self._is_new(frame, index, event, marks)]
 
@@ -79,6 +87,11 @@ class Cleaner:
             self.resent += 1
             return False
         marks[source] = offset
+        if frame.type[index] in CONTROL_TYPES:
+            return False
+        if self._erasures and self._erasures.covers(frame.user[index], frame.appended_ms[index]):
+            self.erased += 1
+            return False
         known = self._ids[frame.user[index]]
         event_id = str(event["event_id"])
         if event_id in known:
@@ -135,8 +148,9 @@ def pull_events(
     path: str,
     write: Callable[[Iterable[Events]], None],
     report: Callable[[int, int], None],
+    erasures: Erasures,
 ) -> Pulled:
-    """Write every event of the log as it stands, each once.
+    """Write every event of the log as it stands, each once, except those of people who were erased since.
 
     Args:
         reader: Reads `interactions` from its beginning.
@@ -149,7 +163,7 @@ def pull_events(
         DataError: There is no event.
         LogGap, LogUnavailable: As `read_to_end` says.
     """
-    cleaner = Cleaner()
+    cleaner = Cleaner(erasures)
     events = frames = 0
 
     def cleaned() -> Iterator[Events]:
@@ -166,7 +180,9 @@ def pull_events(
         topics = ", ".join(sorted({partition.topic for partition in extents}))
         raise DataError(f"{topics} holds no event, so nothing was written. Run ingest, and send events")
     deleted = sum(extent.start for extent in extents.values())
-    return Pulled(path, events, frames, cleaner.resent, cleaner.repeats, cleaner.invalid_frames, deleted)
+    return Pulled(
+        path, events, frames, cleaner.resent, cleaner.repeats, cleaner.erased, cleaner.invalid_frames, deleted
+    )
 
 
 def write_jsonl(events: Iterable[Events], out: BinaryIO) -> None:

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
+from streams.contracts.erasure import Erasure, Erasures, user_digest
 from streams.contracts.frame import partition_of
 from streams.interest.engine import UserRow
 from streams.store.protocol import Reading, StoredRow, Swap, SwapResult, UserRecord, Watermark
@@ -66,6 +67,13 @@ class MemoryStore:
             if record is not None:
                 yield record
 
+    def forget(self, erasure: Erasure, topic_id: str, partitions: int) -> None:
+        """Remove a user's row unless the erasure was applied here."""
+        watermark = self._watermarks.get(partition_of(erasure.user_id, self._partitions or partitions))
+        applied = watermark is not None and watermark.topic_id == topic_id and watermark.offset >= erasure.frame_offset
+        if not applied:
+            self._rows.pop(erasure.user_id, None)
+
     def _stored(self, user_id: str) -> StoredRow:
         row = self._rows.get(user_id)
         return StoredRow(None, None, None) if row is None else StoredRow(row.state, row.vector, row.model)
@@ -82,4 +90,37 @@ class MemoryStore:
         marks = {**(current.marks if current else {}), **swap.watermark.marks}
         self._watermarks[swap.partition] = replace(swap.watermark, marks=marks)
         self._rows |= {user: row for user, row in swap.rows.items() if not swap.refreshes or user in self._rows}
+        for user in swap.ended:
+            self._rows.pop(user, None)
         return SwapResult(swapped=True, offset=swap.watermark.offset)
+
+
+class MemoryErasures:
+    """`ErasureStore` on a dictionary.
+
+    Args:
+        generations: From which the erased are removed.
+    """
+
+    def __init__(self, generations: Sequence[MemoryStore] = ()) -> None:
+        self.generations = generations
+        self._recorded = Erasures()
+
+    def read(self) -> Erasures:
+        """See `ErasureStore`."""
+        return Erasures(dict(self._recorded.items()))
+
+    def read_of(self, users: Sequence[str]) -> Erasures:
+        """See `ErasureStore`."""
+        digests = {user_digest(user) for user in users}
+        return Erasures({digest: erased_ms for digest, erased_ms in self._recorded.items() if digest in digests})
+
+    def record(self, erasures: Erasures) -> None:
+        """See `ErasureStore`."""
+        self._recorded.update(erasures)
+
+    def forget(self, erasures: Sequence[Erasure], topic_id: str, partitions: int) -> None:
+        """See `ErasureStore`."""
+        for store in self.generations:
+            for erasure in erasures:
+                store.forget(erasure, topic_id, partitions)

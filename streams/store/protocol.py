@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from streams.contracts.erasure import Erasure, Erasures
 from streams.contracts.frame import Source
 from streams.interest.engine import UserRow
 
@@ -55,6 +56,7 @@ class Swap:
         expected: The watermark's offset as this worker knows it; None where there is no watermark yet.
         watermark: The new one; its ``marks`` are those that changed.
         rows: New rows by user.
+        ended: Users whose rows go.
         refreshes: The rows are encoded anew and nothing else: they expire when they would have, and one that is gone stays
             gone. The watermark stays where it is.
     """
@@ -63,6 +65,7 @@ class Swap:
     expected: int | None
     watermark: Watermark
     rows: Mapping[str, UserRow]
+    ended: Sequence[str] = ()
     refreshes: bool = False
 
 
@@ -121,3 +124,24 @@ class StateStore(Protocol):
 
     def scan_users(self) -> Iterator[UserRecord]:
         """Every user, in no order, without holding up the store; one written meanwhile may come old, new or twice."""
+
+
+class ErasureStore(Protocol):
+    """What is recorded of erasures, for all generations together. Its methods raise as those of `StateStore`."""
+
+    def read(self) -> Erasures:
+        """All that are recorded."""
+
+    def read_of(self, users: Sequence[str]) -> Erasures:
+        """Those of these users."""
+
+    def record(self, erasures: Erasures) -> None:
+        """Record when users were erased; of each the latest time counts."""
+
+    def forget(self, erasures: Sequence[Erasure], topic_id: str, partitions: int) -> None:
+        """Remove the rows of erased users from every recorded generation that has not come to their erasure itself.
+
+        Args:
+            topic_id: Of the `interactions` topic that the erasures' frames lie in.
+            partitions: That users are spread over where a generation does not say.
+        """

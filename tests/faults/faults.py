@@ -291,13 +291,12 @@ def redis_failed_over_behind(on: Round) -> None:
 
 def redis_full(on: Round) -> None:
     """Redis is out of memory for a while."""
-    evolves = on.workers("evolve")
     on.note("Redis is out of memory")
     with on.redis.client() as client:
         try:
             used: Any = client.info("memory")
             client.config_set("maxmemory", used["used_memory"] // 2)
-            _wait_for_retries(on, evolves, "store_swap")
+            _wait_for_retries(on)
         finally:
             client.config_set("maxmemory", 0)
     on.note("Redis has memory again")
@@ -319,7 +318,7 @@ def redis_cut(on: Round) -> None:
     """Workers cannot reach Redis for a while."""
     on.note("Redis cannot be reached")
     on.redis.proxy.cut()
-    _wait_for_retries(on, on.workers("evolve"), "store_read")
+    _wait_for_retries(on)
     on.redis.proxy.mend()
     on.note("Redis can be reached again")
 
@@ -392,14 +391,14 @@ def _commits_of_evolve(on: Round) -> Callable[[], bool]:
     return lambda: all(on.pipeline.committed_frames().values())
 
 
-def _wait_for_retries(on: Round, workers: list[Worker], operation: str) -> None:
-    """Wait until a worker has tried an operation in vain."""
+def _wait_for_retries(on: Round) -> None:
+    """Wait until an evolve has asked Redis in vain."""
 
     def retries() -> float:
-        return sum(worker.metric("driftline_evolve_retries_total", operation=operation) for worker in workers)
+        return sum(worker.metric("driftline_evolve_retries_total") for worker in on.workers("evolve"))
 
     before = retries()
-    on.wait_until(lambda: retries() > before, f"a {operation} is tried again")
+    on.wait_until(lambda: retries() > before, "evolve asks Redis again")
 
 
 @dataclass(frozen=True)

@@ -90,6 +90,19 @@ def _noise(rng: random.Random) -> tuple[bytes, Fate]:
     return rng.randbytes(rng.choice([0, 1, 2, 10, 100, 1000])), Fate.EITHER
 
 
+def _control(rng: random.Random) -> tuple[bytes, Fate]:
+    event: dict[str, Any] = {"user_id": f"user-{rng.randrange(5000)}", "type": rng.choice(["$erase", "$identify"])}
+    if event["type"] == "$identify":
+        event["anonymous_id"] = f"user-{rng.randrange(5000)}"
+    if rng.random() < 0.5:
+        return json.dumps(event).encode(), Fate.FRAME
+    wrong: list[dict[str, Any]] = [
+        {"item_id": "i"}, {"type": "$"}, {"type": "$purge"}, {"user_id": None},
+        {"type": "$identify", "anonymous_id": rng.choice([None, "", 5, [], "x" * 129, "\0"])},
+    ]  # fmt: skip
+    return json.dumps(event | rng.choice(wrong)).encode(), Fate.DEAD_LETTER
+
+
 def _damaged(rng: random.Random) -> tuple[bytes, Fate]:
     raw = bytearray(_valid(rng)[0])
     for _ in range(rng.randrange(1, 5)):
@@ -185,6 +198,7 @@ _KINDS: Final[Sequence[tuple[Callable[[random.Random], tuple[bytes | None, Fate]
     (_damaged, 200),
     (_other_value, 100),
     (_noise, 60),
+    (_control, 50),
     (_cut, 50),
     (_no_id, 50),
     (_absurd_time, 30),

@@ -51,6 +51,12 @@ EVENT = msgspec.json.encode(
 )
 
 
+CONTROL = [
+    b'{"user_id":"u","type":"$erase","event_id":"e1"}',
+    b'{"user_id":"u","type":"$identify","anonymous_id":"a"}',
+]
+
+
 def event_survives(raw: bytes) -> None:
     try:
         event = decode_event(raw, MAX_BYTES)
@@ -61,7 +67,7 @@ def event_survives(raw: bytes) -> None:
     assert decode_event(msgspec.json.encode(event), 2 * MAX_BYTES) == event
 
 
-@given(ANY_BYTES | damaged([EVENT]) | changed_json(EVENT) | st.sampled_from(DEEP))
+@given(ANY_BYTES | damaged([EVENT, *CONTROL]) | changed_json(EVENT) | changed_json(CONTROL[1]) | st.sampled_from(DEEP))
 def test_events(raw: bytes) -> None:
     event_survives(raw)
 

@@ -18,9 +18,11 @@ from typing import Any
 from prometheus_client import CollectorRegistry
 
 from streams.contracts.dead_letter import Headers
+from streams.contracts.erasure import Erasure, Erasures
 from streams.contracts.generation import Serving
 from streams.errors import DeliveryFailed, DriftlineError
 from streams.interest.engine import StageSeconds, UserEvents, UserRow, UserUpdate, UserWindow
+from streams.interest.window import Advance, Arrival
 from streams.log.producer import Producer
 from streams.observe.health import Health
 from streams.observe.http import serve_http
@@ -32,12 +34,16 @@ from streams.services.ingest import Ingest
 from streams.services.parts import Parts, Served, open_served
 from streams.settings import Settings, load_settings
 from streams.store.protocol import Swap, SwapResult
-from streams.store.redis import RedisGenerations, RedisStore
+from streams.store.redis import RedisErasures, RedisGenerations, RedisStore
 
 AFTER_ENCODE = "after-encode"
 AFTER_PRODUCE = "after-produce"
 BETWEEN_SWAPS = "between-swaps"
 AFTER_SWAP = "after-swap"
+BEFORE_HANDOVER = "before-handover"
+AFTER_HANDOVER = "after-handover"
+AFTER_RECORD = "after-record"
+AFTER_FORGET = "after-forget"
 AFTER_ACK = "after-ack"
 FREEZE_BEFORE_SWAP = "freeze-before-swap"
 TERM_BEFORE_SWAP = "term-before-swap"
@@ -98,6 +104,9 @@ class FusedEngine:
     def verify(self) -> None:
         self._inner.verify()
 
+    def advance(self, user: UserEvents) -> Advance[Arrival]:
+        return self._inner.advance(user)
+
     def evolve(self, users: Sequence[UserEvents], now_ms: int, seconds: StageSeconds | None = None) -> list[UserUpdate]:
         updates = self._inner.evolve(users, now_ms, seconds)
         self._fuse.at(AFTER_ENCODE)
@@ -105,18 +114,33 @@ class FusedEngine:
 
 
 class FusedOutbox:
-    """Dies when the recommendations are acknowledged, and the store knows nothing of them."""
+    """Dies when the recommendations are acknowledged, and the store knows nothing of them; or so with a handover."""
 
     def __init__(self, inner: Outbox, fuse: Fuse) -> None:
         self._inner = inner
         self._fuse = fuse
+        self._handed_over = False
 
-    def send(self, topic: str, value: bytes | None, key: bytes | str | None = None, *, headers: Headers = ()) -> None:
-        self._inner.send(topic, value, key, headers=headers)
+    def send(
+        self,
+        topic: str,
+        value: bytes | None,
+        key: bytes | str | None = None,
+        partition: int = -1,
+        headers: Headers = (),
+    ) -> None:
+        self._handed_over = self._handed_over or partition >= 0
+        self._inner.send(topic, value, key, partition, headers)
 
     def flush(self) -> None:
+        if self._handed_over:
+            self._fuse.at(BEFORE_HANDOVER)
         self._inner.flush()
-        self._fuse.at(AFTER_PRODUCE)
+        if self._handed_over:
+            self._handed_over = False
+            self._fuse.at(AFTER_HANDOVER)
+        else:
+            self._fuse.at(AFTER_PRODUCE)
 
 
 class FusedStore(RedisStore):
@@ -133,6 +157,20 @@ class FusedStore(RedisStore):
         results = super().swap(swaps)
         self.fuse.at(AFTER_SWAP)
         return results
+
+
+class FusedErasures(RedisErasures):
+    """Dies when erasures are recorded, or when rows of other generations are gone as well, and the own ones are not."""
+
+    fuse: Fuse
+
+    def record(self, erasures: Erasures) -> None:
+        super().record(erasures)
+        self.fuse.at(AFTER_RECORD)
+
+    def forget(self, erasures: Sequence[Erasure], topic_id: str, partitions: int) -> None:
+        super().forget(erasures, topic_id, partitions)
+        self.fuse.at(AFTER_FORGET)
 
 
 class FusedEvolve(Evolve):
@@ -189,8 +227,9 @@ def run_evolve(settings: Settings, fuse: Fuse, health: Health, registry: Collect
         store = FusedStore(settings.redis, serving.generation)
         return replace(served, store=store, engine=FusedEngine(served.engine, fuse))
 
-    parts = Parts(generations.serving, open_fused, FusedOutbox(Producer(settings.kafka), fuse))
-    FusedStore.fuse = FusedEvolve.fuse = fuse
+    outbox = FusedOutbox(Producer(settings.kafka), fuse)
+    parts = Parts(generations.serving, open_fused, outbox, FusedErasures(settings.redis))
+    FusedStore.fuse = FusedErasures.fuse = FusedEvolve.fuse = fuse
     asyncio.run(FusedEvolve(settings, parts, EvolveMetrics.on(registry), health).run())
 
 

@@ -272,6 +272,7 @@ class Pipeline:
         settings: More settings by variable without the prefix, such as {"EVOLVE__BATCH_USERS": "32"}.
 
     Attributes:
+        environment: Of the workers, and for commands.
         generation: Whose watermarks and rows are waited for and checked.
         deleted, deleted_ids: What was in raw topics that were deleted and made anew, as `oracle.check_log` takes it.
     """
@@ -299,7 +300,7 @@ class Pipeline:
         self._servers = bootstrap_servers
         self._loads: list[Load] = []
         self._undelivered: list[str] = []
-        self._environment = {
+        self.environment = {
             **{name: value for name, value in os.environ.items() if not name.startswith("DRIFTLINE_")},
             "PYTHONPATH": str(_REPOSITORY),
             "DRIFTLINE_KAFKA__BOOTSTRAP_SERVERS": bootstrap_servers,
@@ -444,7 +445,7 @@ class Pipeline:
         return subprocess.run(
             [sys.executable, "-m", "streams.cli", *arguments],
             cwd=self.directory,
-            env=self._environment,
+            env=self.environment,
             capture_output=True,
             text=True,
             timeout=timeout_s,
@@ -454,7 +455,7 @@ class Pipeline:
     def settings(self, **environment: str) -> Settings:
         """What its processes are set to, with some variables of one's own (without the prefix)."""
         more = {f"DRIFTLINE_{name}": value for name, value in environment.items()}
-        return load_settings(environ={**self._environment, **more})
+        return load_settings(environ={**self.environment, **more})
 
     def begin(self, command: Sequence[str], **environment: str) -> subprocess.Popen[str]:
         """Start a Python program with the workers' settings; whoever starts it ends it."""
@@ -462,7 +463,7 @@ class Pipeline:
         return subprocess.Popen(
             [sys.executable, *command],
             cwd=self.directory,
-            env={**self._environment, **more},
+            env={**self.environment, **more},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -470,7 +471,7 @@ class Pipeline:
 
     def _worker(self, service: str, command: Sequence[str]) -> Worker:
         name = f"{service}-{len(self.workers)}"
-        worker = Worker(name, command, self._environment, self.directory / f"{name}.log")
+        worker = Worker(name, command, self.environment, self.directory / f"{name}.log")
         self.workers.append(worker)
         return worker
 

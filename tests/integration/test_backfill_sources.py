@@ -188,11 +188,13 @@ def test_raw_topics_are_merged_and_decoded_as_ingest_does(kafka: KafkaServer, to
         return name, log.topics[name].topic_id, partition, offset
 
     expected = [
-        SourceEvent("u", "a", "click", TIME_MS - day_ms, "e1", True, *place(clicks, 0, 1), 0),
-        SourceEvent("v", "d", "buy", TIME_MS + 30, f"{clicks}-1-0", False, *place(clicks, 1, 0), 1),
-        SourceEvent("v", "e", "click", TIME_MS + 20, f"{clicks}-1-1", False, *place(clicks, 1, 1), 2),
-        SourceEvent("w", "f", "view", TIME_MS + 30, f"{views}-1-0", False, *place(views, 1, 0), 3),
-        SourceEvent("u", "c", "click", TIME_MS + 60 + day_ms, f"{clicks}-0-4", False, *place(clicks, 0, 4), 6),
+        SourceEvent("u", "a", "click", TIME_MS - day_ms, "e1", True, *place(clicks, 0, 1), 0, TIME_MS + 10),
+        SourceEvent("v", "d", "buy", TIME_MS + 30, f"{clicks}-1-0", False, *place(clicks, 1, 0), 1, TIME_MS + 30),
+        SourceEvent("v", "e", "click", TIME_MS + 20, f"{clicks}-1-1", False, *place(clicks, 1, 1), 2, TIME_MS + 20),
+        SourceEvent("w", "f", "view", TIME_MS + 30, f"{views}-1-0", False, *place(views, 1, 0), 3, TIME_MS + 30),
+        SourceEvent(
+            "u", "c", "click", TIME_MS + 60 + day_ms, f"{clicks}-0-4", False, *place(clicks, 0, 4), 6, TIME_MS + 60
+        ),
     ]
     assert source.count() == Count(8, is_exact=True)
     [batch] = source.read()

@@ -4,6 +4,8 @@ import random
 import threading
 import zlib
 from collections.abc import Mapping, Sequence
+from hashlib import blake2b
+from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 import msgspec
@@ -264,6 +266,52 @@ def test_bad_events_are_buried_untouched_and_the_others_go_on_in_order(topics: T
 
 def offset_of(raw: Raw) -> int:
     return int(dict(raw.headers)["__streams.errors.offset"] or b"-1")
+
+
+def test_control_events_go_to_the_partition_of_the_user_whose_window_they_are_for(topics: Topics) -> None:
+    asked = [
+        {"user_id": "ana", "type": "$erase"},
+        {"user_id": "ana", "type": "$identify", "anonymous_id": "device-17"},
+        {"user_id": "ana", "type": "$forget"},
+    ]
+    topics.send(topics.clicks, *[Raw(msgspec.json.encode(each)) for each in asked])
+    with Running(topics) as running:
+        running.wait_for(accepted=2, dead_lettered=1)
+    assert running.reasons() == {"reserved_type": 1}
+    assert {(partition, one.user, one.item, one.type) for partition, frame in topics.frames() for one in frame} == {
+        (zlib.crc32(b"ana") % PARTITIONS, "ana", "", "$erase"),
+        (zlib.crc32(b"device-17") % PARTITIONS, "device-17", "ana", "$identify"),
+    }
+
+
+def test_with_a_key_no_id_gets_behind_ingest_except_in_dead_letters(
+    kafka: KafkaServer, topic_prefix: str, tmp_path: Path
+) -> None:
+    key = tmp_path / "key"
+    key.touch(0o600)
+    key.write_text("0123456789abcdef\n")
+    topics = Topics(kafka, topic_prefix, pseudonym_key_file=key)
+    ana, device = (
+        blake2b(each, key=b"0123456789abcdef", digest_size=16).hexdigest() for each in (b"ana", b"device-17")
+    )
+    bad = Raw(b'{"user_id":"ana","item_id":""}')
+    topics.send(
+        topics.clicks,
+        event("ana", "i1", anonymous_id="device-17"),
+        bad,
+        Raw(b'{"user_id":"ana","type":"$identify","anonymous_id":"device-17"}'),
+        Raw(b'{"user_id":"ana","type":"$erase"}'),
+    )
+    with Running(topics) as running:
+        running.wait_for(accepted=3, dead_lettered=1)
+    assert {(one.user, one.item) for one in topics.events()} == {(ana, "i1"), (device, ana), (ana, "")}
+    for partition, frame in topics.frames():
+        assert {zlib.crc32(one.user.encode()) % PARTITIONS for one in frame} == {partition}
+    frames = b"".join(found.raw.value or b"" for found in topics.read(topics.interactions))
+    assert b"ana" not in frames
+    assert b"device-17" not in frames
+    (letter,) = topics.read(topics.dead_letters)
+    assert letter.raw.value == bad.value
 
 
 def test_a_header_whose_name_is_not_utf8_harms_neither_its_message_nor_the_others(topics: Topics) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 from confluent_kafka import Producer
 from prometheus_client import CollectorRegistry
 
-from deploy.local.servers import KafkaServer
+from deploy.local.servers import KafkaServer, RedisServer
 from models.data.events import Log
 from models.data.readers import read_events
 from streams.log.admin import LogAdmin
@@ -76,12 +76,13 @@ def pull(config: Path, out: Path) -> subprocess.CompletedProcess[str]:
 
 
 def test_what_was_sent_comes_back_once_as_a_log_that_training_reads(
-    kafka: KafkaServer, topic_prefix: str, tmp_path: Path
+    kafka: KafkaServer, redis_server: RedisServer, topic_prefix: str, tmp_path: Path
 ) -> None:
     clicks, interactions = f"{topic_prefix}clicks", f"{topic_prefix}interactions"
     config = tmp_path / "pull.toml"
     config.write_text(
         f'[kafka]\nbootstrap_servers = "{kafka.bootstrap_servers}"\n[topics]\ninteractions = "{interactions}"\n'
+        f'[redis]\nurl = "{redis_server.url}"\n'
     )
     settings = Settings(
         kafka=KafkaSettings(bootstrap_servers=kafka.bootstrap_servers, session_timeout_s=6),
@@ -121,7 +122,7 @@ def test_what_was_sent_comes_back_once_as_a_log_that_training_reads(
         found = json.loads(finished.stdout)
         assert found == {
             "path": str(out), "events": 2 * USERS, "frames": found["frames"], "resent": 3 * USERS, "repeats": USERS,
-            "invalid_frames": 0, "deleted_frames": 0,
+            "erased": 0, "invalid_frames": 0, "deleted_frames": 0,
         }  # fmt: skip
         log = read_events(out)
         assert len(log.events) == len(expected)

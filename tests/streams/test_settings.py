@@ -562,3 +562,49 @@ def test_a_section_made_in_code_refuses_names_it_does_not_have() -> None:
     unknown: Any = {"prot": 1}
     with pytest.raises(ValidationError, match="prot"):
         HttpSettings(**unknown)
+
+
+# The key of pseudonyms
+
+KEY = "never shown in any error, 32 byte"
+
+
+def key_file(directory: Path, content: str, mode: int = 0o600) -> Path:
+    path = directory / "pseudonyms.key"
+    path.write_text(content)
+    path.chmod(mode)
+    return path
+
+
+@pytest.mark.parametrize("end", ["", "\n", "\r\n"])
+@pytest.mark.parametrize("mode", [0o600, 0o440])
+def test_a_key_is_what_its_file_holds_without_the_end_of_the_line(tmp_path: Path, end: str, mode: int) -> None:
+    settings = load_settings({"ingest.pseudonym_key_file": key_file(tmp_path, KEY + end, mode)}, environ={})
+    assert settings.ingest.pseudonym_key() == KEY.encode()
+
+
+def test_without_a_file_there_is_no_key() -> None:
+    assert load_settings(environ={"DRIFTLINE_INGEST__PSEUDONYM_KEY_FILE": ""}).ingest.pseudonym_key() is None
+
+
+@pytest.mark.parametrize(
+    ("content", "mode", "message"),
+    [
+        (KEY[:15], 0o600, "holds 15 bytes, and a key has 16 to 64"),
+        (KEY * 3, 0o600, "holds 99 bytes, and a key has 16 to 64"),
+        (KEY, 0o644, r"is open to every user of this machine \(mode 0644\). Close it: chmod o= "),
+    ],
+)
+def test_a_key_that_is_none_is_refused_without_being_shown(
+    tmp_path: Path, content: str, mode: int, message: str
+) -> None:
+    path = key_file(tmp_path, content, mode)
+    with pytest.raises(SettingsError, match=rf"ingest.pseudonym_key_file: {path} {message}") as caught:
+        load_settings({"ingest.pseudonym_key_file": path}, environ={}).ingest.pseudonym_key()
+    assert KEY[:10] not in str(caught.value)
+
+
+def test_a_key_file_that_is_not_there_is_named(tmp_path: Path) -> None:
+    settings = load_settings({"ingest.pseudonym_key_file": tmp_path / "none"}, environ={})
+    with pytest.raises(SettingsError, match="none cannot be read: No such file or directory"):
+        settings.ingest.pseudonym_key()

@@ -23,8 +23,15 @@ class _EventLine(msgspec.Struct, frozen=True, gc=False):
     event_id: _Id | None = None
 
 
+class _Kind(msgspec.Struct, frozen=True):
+    type: str = ""
+
+
+_kind_decoder = msgspec.json.Decoder(_Kind)
+
+
 def collect_json_lines(path: Path, collector: EventCollector, lines_before: int, default_type: str) -> int:
-    """Collect the events of one file; empty lines are skipped.
+    """Collect the events of one file; empty lines are skipped, and control events (`$erase`, `$identify`), which name no item.
 
     Args:
         lines_before: Lines of the files before this one.
@@ -45,6 +52,8 @@ def collect_json_lines(path: Path, collector: EventCollector, lines_before: int,
             event = decoder.decode(line)
             time_ms = milliseconds_of(event.event_time)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, InvalidTime) as error:
+            if _is_control(line):
+                continue
             raise DataError(
                 f"{path}, line {number}: not an event: {error}. "
                 "Every line needs user_id, item_id and event_time (ISO 8601 with offset, or epoch milliseconds)"
@@ -53,3 +62,10 @@ def collect_json_lines(path: Path, collector: EventCollector, lines_before: int,
             event.user_id, event.item_id, event.type or default_type, time_ms, event.event_id, lines_before + number
         )
     return number
+
+
+def _is_control(line: bytes) -> bool:
+    try:
+        return _kind_decoder.decode(line).type.startswith("$")
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return False

@@ -16,9 +16,11 @@ class SourceEvent(Struct, frozen=True, gc=False, array_like=True):
     """One event, with what windows and the trigger of a recommendation need of it.
 
     Attributes:
+        user_id, item_id, type: Of a control event as in a frame.
         named: The app gave the event id, so a repeat of it can come.
         topic, topic_id, partition, offset: Its place; of an event in a file the file's name, its path, 0 and the line.
         ordinal: How many records of the source come before it.
+        appended_ms: When it came into Kafka, milliseconds since 1970; of an event in a file, when it happened.
     """
 
     user_id: str
@@ -32,6 +34,7 @@ class SourceEvent(Struct, frozen=True, gc=False, array_like=True):
     partition: int
     offset: int
     ordinal: int
+    appended_ms: int
 
 
 def source_event(
@@ -43,12 +46,13 @@ def source_event(
     partition: int,
     offset: int,
     ordinal: int,
+    appended_ms: int,
 ) -> SourceEvent:
     """What a source gives for an event that it read at a place; what the event leaves out is filled in."""
     event_id = event.event_id
     return SourceEvent(
-        event.user_id,
-        event.item_id,
+        event.window_of,
+        event.subject,
         event.type or default_type,
         time_ms,
         derived_event_id(topic, partition, offset) if event_id is None else event_id,
@@ -58,6 +62,7 @@ def source_event(
         partition,
         offset,
         ordinal,
+        appended_ms,
     )
 
 

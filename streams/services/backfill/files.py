@@ -161,7 +161,7 @@ class FileSource:
                 self.bad.add(error.reason, f"{path}, {part.kind} {number}", str(error))
                 bad.append(ordinal + index)
                 continue
-            yield source_event(event, default_type, time_ms, topic, topic_id, 0, number, ordinal + index)
+            yield source_event(event, default_type, time_ms, topic, topic_id, 0, number, ordinal + index, time_ms)
 
 
 def _time_ms(event: Event, now_ms: int) -> int:

@@ -6,6 +6,10 @@ a crash some windows are ahead of the progress; what lies between is read again,
 by that place.
 
 A place is the offset of a frame in `interactions`, or how many records of another source come before.
+
+A window that ends in the log is removed before any is written, so that what comes after it begins anew; a crash leaves it
+out of the store, where the same records end it once more. Whoever is erased while a backfill runs is looked for after each
+write: the live worker records an erasure first and removes rows then, so that one of the two sees what the other did.
 """
 
 from collections import defaultdict
@@ -19,6 +23,8 @@ import structlog
 from msgspec import Struct
 
 from models.spec import WindowRule
+from streams.contracts.erasure import Erasures
+from streams.contracts.event import ERASE, IDENTIFY
 from streams.contracts.frame import MAX_FRAME_USERS, InvalidFrame, Source, decode_frame
 from streams.contracts.generation import Progress
 from streams.contracts.recommendation import Trigger
@@ -26,7 +32,6 @@ from streams.errors import DriftlineError, StateRefused
 from streams.interest.engine import UserRow, UserWindow, trigger_of
 from streams.interest.window import (
     EMPTY_STATE,
-    Arrival,
     InvalidState,
     UserState,
     WindowEvent,
@@ -35,9 +40,9 @@ from streams.interest.window import (
     encode_state,
 )
 from streams.log.topics import Message
-from streams.services.arrivals import add_arrivals
+from streams.services.arrivals import Intake, add_arrivals
 from streams.services.backfill.events import SourceEvent
-from streams.store.protocol import Watermark
+from streams.store.protocol import ErasureStore, Watermark
 from streams.store.redis.filling import FilledWindow
 
 _logger = structlog.get_logger("driftline.backfill")
@@ -73,6 +78,9 @@ class FillingStore(Protocol):
 
     def write_rows(self, partition: int, expected: int | None, rows: Mapping[str, UserRow]) -> None:
         """Write encoded rows."""
+
+    def end_windows(self, partition: int, expected: int | None, users: Sequence[str]) -> None:
+        """Remove the rows of users."""
 
     def unencoded(self, partition: int, count: int) -> list[str]:
         """Up to ``count`` users whose vectors are still to come."""
@@ -125,6 +133,8 @@ class PartitionFiller:
         memory: Event ids remembered a user.
         progress: How far the partition was when this worker claimed it.
         cache_bytes: Windows are written when they take up more.
+        erasures: Of whom older events are left out.
+        applied: Frames before this offset were applied by live workers; None: that does not matter.
         seal: The watermark to record at the end; None: frames are read, and the watermark goes with them.
         lists: Where to send lists meanwhile; None: none are sent.
     """
@@ -141,6 +151,8 @@ class PartitionFiller:
         memory: int,
         progress: Progress,
         cache_bytes: int,
+        erasures: ErasureStore,
+        applied: int | None = None,
         seal: Watermark | None = None,
         lists: Lists | None = None,
     ) -> None:
@@ -152,6 +164,11 @@ class PartitionFiller:
         self._rule = rule
         self._memory = memory
         self._cache_bytes = cache_bytes
+        self._erasure_store = erasures
+        self._erasures = erasures.read()
+        # Live workers have done so, unless they wrote to another store or that one was lost.
+        self._unrecorded = Erasures()
+        self._applied = applied
         self._seal = seal
         self._lists = lists
         self.progress = progress
@@ -163,68 +180,115 @@ class PartitionFiller:
         self._windows: dict[str, FilledWindow] = {}
         # Of windows that a crash left ahead of the progress: the place up to which they are advanced.
         self._ahead: dict[str, int] = {}
+        # Whose row in the store is of a window that has ended since.
+        self._ended: set[str] = set()
         self._bytes = 0
 
-    def add(self, messages: Sequence[Message]) -> None:
-        """Advance the windows by frames that follow those added before."""
-        arrivals: dict[str, list[Arrival]] = {}
+    def add(self, messages: Sequence[Message]) -> bool:
+        """Advance the windows by frames that follow those added before.
+
+        Returns:
+            Whether all of them were taken. One that asks for what only a live worker does, and none has done so yet (hand a
+            window over to another partition, remove a user from other generations), is left to them with all that follow.
+        """
+        intake = Intake()
         offsets: dict[int, int] = {}
         bad = 0
+        end = messages[-1].offset + 1
         for message in messages:
             try:
                 frame = decode_frame(message.value or b"")
             except InvalidFrame:
                 bad += 1  # dead-lettered when it was live
                 continue
+            if (
+                self._applied is not None
+                and message.offset >= self._applied
+                and not {ERASE, IDENTIFY}.isdisjoint(frame.type)
+            ):
+                end = message.offset
+                break
             offsets[id(frame)] = message.offset
-            add_arrivals(frame, self._marks, arrivals)
-        self._advance(arrivals, lambda arrival: offsets[id(arrival.frame)], trigger_of, messages[-1].offset + 1, bad)
+            add_arrivals(frame, message.offset, self._marks, self._erasures, intake)
+        for user, erased_ms in intake.erased_ms.items():
+            self._add_erasure(user, erased_ms)
+        self._advance(
+            intake.arrivals,
+            intake.ended,
+            lambda arrival: offsets[id(arrival.frame)],
+            trigger_of,
+            end,
+            bad,
+        )
+        return end > messages[-1].offset
 
     def add_events(self, events: Sequence[SourceEvent], next_place: int, bad: Sequence[int] = ()) -> None:
         """Advance the windows by events of this partition's users.
 
         Args:
             events: In order, of the records before ``next_place``; those before the progress are left out, for the
-                partitions of a share are not equally far.
+                partitions of a share are not equally far. The users of `$identify` lie in two partitions, which other
+                workers may fill: it is left out, and the anonymous window stays what it is.
             bad: The ordinals of records that held no event.
         """
         before = self.progress.next
         if next_place <= before:
             return
-        by_user: dict[str, list[SourceEvent]] = defaultdict(list)
+        arrivals: dict[str, list[SourceEvent]] = defaultdict(list)
+        ended: dict[str, int] = {}
         for event in events:
-            if event.ordinal >= before:
-                by_user[event.user_id].append(event)
-        self._advance(by_user, _ordinal, _trigger_of, next_place, sum(ordinal >= before for ordinal in bad))
+            if event.ordinal < before or event.type == IDENTIFY:
+                continue
+            if event.type == ERASE:
+                arrivals[event.user_id] = []
+                ended[event.user_id] = event.ordinal
+                self._add_erasure(event.user_id, event.appended_ms)
+            elif not self._erasures or not self._erasures.covers(event.user_id, event.appended_ms):
+                arrivals[event.user_id].append(event)
+        bad_since = sum(ordinal >= before for ordinal in bad)
+        self._advance(arrivals, ended, _ordinal, _trigger_of, next_place, bad_since)
 
-    def flush(self) -> None:
-        """Write every window that moved, and then how far the partition is."""
-        self._store.write_windows(self._partition, self._expected, self._moved())
+    def flush(self) -> dict[str, FilledWindow]:
+        """Write every window that moved, and then how far the partition is.
+
+        Returns:
+            What was written, and waits for its vector.
+        """
+        moved = self._moved()
+        self._store.end_windows(self._partition, self._expected, list(self._ended))
+        self._store.write_windows(self._partition, self._expected, moved)
+        for user in self._forget_erased(list(moved)):
+            del moved[user]
+        if self._unrecorded:
+            self._erasure_store.record(self._unrecorded)
+            self._unrecorded = Erasures()
         if self._seal is None:
             self._checkpoint(Watermark(self.progress.next - 1, self._topic_id, self._partitions, dict(self._marks)))
         else:
             self._checkpoint()
         self._is_empty = False
-        self._windows, self._ahead, self._bytes = {}, {}, 0
+        self._windows, self._ahead, self._ended, self._bytes = {}, {}, set(), 0
+        return moved
 
     def finish(self) -> None:
         """Encode every window that is ahead of its vector, and record that the partition is done."""
-        moved = self._moved()
-        self.flush()
+        moved = self.flush()
         # What is in memory need not be read again; the rest was written earlier.
         in_memory = list(moved)
         for first in range(0, len(in_memory), MAX_FRAME_USERS):
-            rows = self._rows({user: moved[user] for user in in_memory[first : first + MAX_FRAME_USERS]})
-            self._store.write_rows(self._partition, self._expected, rows)
+            self._finish_rows({user: moved[user] for user in in_memory[first : first + MAX_FRAME_USERS]})
         while users := self._store.unencoded(self._partition, MAX_FRAME_USERS):
             found = dict(zip(users, self._store.read_windows(self._partition, users), strict=True))
             gone = [user for user, window in found.items() if window is None or window.trigger is None]
             if gone:
                 self._store.leave_out(self._partition, gone)  # expired meanwhile, or encoded by a live worker
-            rows = self._rows({user: window for user, window in found.items() if window and window.trigger})
-            self._store.write_rows(self._partition, self._expected, rows)
+            self._finish_rows({user: window for user, window in found.items() if window and window.trigger})
         self.progress = msgspec.structs.replace(self.progress, is_done=True)
         self._checkpoint(self._seal)
+
+    def _finish_rows(self, windows: Mapping[str, FilledWindow]) -> None:
+        self._store.write_rows(self._partition, self._expected, self._rows(windows))
+        self._forget_erased(list(windows))
 
     def _moved(self) -> dict[str, FilledWindow]:
         """The windows in memory that are ahead of their vectors."""
@@ -237,17 +301,25 @@ class PartitionFiller:
     def _advance(
         self,
         arrivals: Mapping[str, Sequence[_Event]],
+        ended: Mapping[str, int],
         place_of: Callable[[_Event], int],
         trigger_of_event: Callable[[_Event], Trigger],
         next_place: int,
         bad: int,
     ) -> None:
-        """Advance the windows of some users by all that lies before a place."""
-        self._read([user for user in arrivals if user not in self._windows])
+        """Advance the windows of some users by all that lies before a place.
+
+        Args:
+            arrivals: Events by user; of a user whose window ended, those after its end.
+            ended: The places where windows ended last.
+        """
+        self._read([user for user in arrivals if user not in self._windows and user not in self._ended])
         events = repeats = late = 0
         for user, of_user in arrivals.items():
-            window = self._windows.get(user)
             ahead = self._ahead.get(user)
+            if ended.get(user, -1) > (-1 if ahead is None else ahead):
+                self._end(user)
+            window = self._windows.get(user)
             new = of_user if ahead is None else [event for event in of_user if place_of(event) > ahead]
             advance = advance_window(self._state(user, window), new, self._rule, self._memory)
             events, repeats, late = events + len(of_user), repeats + advance.repeats, late + advance.late
@@ -291,6 +363,27 @@ class PartitionFiller:
                 place = _moved_decoder.decode(window.trigger).place
                 if place >= self.progress.next:
                     self._ahead[user] = place
+
+    def _add_erasure(self, user: str, erased_ms: int) -> None:
+        self._erasures.add(user, erased_ms)
+        self._unrecorded.add(user, erased_ms)
+
+    def _end(self, user: str) -> None:
+        window = self._windows.pop(user, None)
+        if window is not None:
+            self._bytes -= len(window.state) + _WINDOW_OVERHEAD
+        self._ahead.pop(user, None)
+        self._ended.add(user)
+
+    def _forget_erased(self, users: Sequence[str]) -> list[str]:
+        """Remove those of whom an erasure has been recorded meanwhile: all that was read here is older."""
+        found = self._erasure_store.read_of(users)
+        if not found:
+            return []
+        erased = [user for user in users if (found.erased_ms(user) or -1) > (self._erasures.erased_ms(user) or -1)]
+        self._store.end_windows(self._partition, self._expected, erased)
+        self._erasures.update(found)
+        return erased
 
     def _keep(self, user: str, window: FilledWindow) -> None:
         before = self._windows.get(user)

@@ -211,7 +211,15 @@ def make_plan(target: Target, request: Request, workers: int, now_ms: int) -> Pl
     if plan is not None:
         _check_same(name, plan, request, topic, target.bundle)
         return Planned(plan, progress_of(name, plan, target.filling.progress(range(plan.partitions))), is_begun=True)
-    plan = Plan(request, topic.partitions, topic.partitions, topic.topic_id, target.bundle.config.version, now_ms)
+    plan = Plan(
+        request,
+        topic.partitions,
+        topic.partitions,
+        topic.topic_id,
+        target.bundle.config.version,
+        now_ms,
+        target.served.generation,
+    )
     watermarks = target.store.read_watermarks(range(topic.partitions))
     found = {partition: watermark for partition, watermark in watermarks.items() if watermark is not None}
     wanted = parse_range(request.from_datetime, request.to_datetime, request.by_duration, request.from_offsets, now_ms)

@@ -9,6 +9,7 @@ from time import time
 from typing import Final, Protocol
 
 from streams.contracts.event import InvalidEvent, decode_event, event_time_ms
+from streams.contracts.pseudonym import Pseudonyms
 from streams.errors import UsageError
 from streams.log.readers import ExtentsReader
 from streams.log.topics import Extent, Message, Partition, Topic
@@ -53,6 +54,7 @@ class RawSource:
 
     Raises:
         UsageError: A topic is not among the settings' sources.
+        SettingsError: The key of pseudonyms cannot be used.
     """
 
     def __init__(self, settings: Settings, topics: Mapping[str, Topic], extents: Mapping[Partition, Extent]) -> None:
@@ -67,6 +69,7 @@ class RawSource:
         self._settings = settings
         self._topics = topics
         self._extents = extents
+        self._pseudonyms = Pseudonyms(settings.ingest.pseudonym_key())
 
     def count(self) -> Count:
         """How many offsets there are: as many records, unless the log has gaps."""
@@ -98,13 +101,13 @@ class RawSource:
             topic, partition, offset = message.topic, message.partition, message.offset
             appended_ms = message.timestamp_ms if message.timestamp_ms > 0 else now_ms
             try:
-                event = decode_event(message.value, max_bytes)
+                event = self._pseudonyms.in_event(decode_event(message.value, max_bytes))
                 time_ms = event_time_ms(event, appended_ms, now_ms)
             except InvalidEvent as error:
                 self.bad.add(error.reason, f"{topic} partition {partition} offset {offset}", str(error))
                 bad.append(ordinal)
                 continue
-            yield source_event(event, types[topic], time_ms, topic, ids[topic], partition, offset, ordinal)
+            yield source_event(event, types[topic], time_ms, topic, ids[topic], partition, offset, ordinal, appended_ms)
 
 
 def merged(

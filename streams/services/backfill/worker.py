@@ -38,6 +38,8 @@ from streams.services.backfill.planning import extents_of, is_last_round, next_r
 from streams.services.bundle import bundle_path
 from streams.settings import Settings
 from streams.store.protocol import Watermark
+from streams.store.redis import RedisStore
+from streams.store.redis.erasures import RedisErasures
 from streams.store.redis.filling import ClaimLost, RedisFilling
 
 _logger = structlog.get_logger("driftline.backfill")
@@ -104,11 +106,13 @@ class FillingWorker:
         self._rule = read_bundle(bundle_path(settings.model.bundle)).config.window
         self._filling = filling
         self._limits = limits
-        self._admin = LogAdmin(settings.kafka)
+        self._erasures = RedisErasures(settings.redis)
+        self._admin = LogAdmin(settings.kafka, settings.evolve.group)
         self._producer: Producer | None = None
 
     def close(self) -> None:
-        """Close the connections to Kafka."""
+        """Close the connections; that of ``filling`` is the caller's."""
+        self._erasures.close()
         self._admin.close()
 
     def run(self) -> None:
@@ -192,20 +196,31 @@ class FillingWorker:
         return True
 
     def _fill_from_frames(self, plan: Plan, extent: SourceRange, progress: Progress) -> None:
-        filler = self._filler(plan, extent.partition, progress, self._limits.cache_bytes)
+        applied = self._applied(plan, extent.partition)
+        filler = self._filler(plan, extent.partition, progress, self._limits.cache_bytes, applied)
         # 2. Read and advance.
         if progress.next < extent.end:
             partition = Partition(extent.topic, extent.partition)
             with closing(RangeReader(self._settings.kafka, partition, progress.next, extent.end)) as reader:
                 for messages in _steps_of_frames(reader, self._limits):
-                    if messages:
-                        filler.add(messages)
+                    is_whole = not messages or filler.add(messages)
                     self._filling.keep({extent.partition: filler.progress})
                     if self._is_stopped():
                         filler.flush()
                         return
+                    if not is_whole:
+                        break
         # 3. Encode.
         filler.finish()
+
+    def _applied(self, plan: Plan, partition: int) -> int:
+        """The offset before which live workers have applied every frame, by the served rows, or by Kafka if these are lost."""
+        with closing(RedisStore(self._settings.redis, plan.beside)) as served:
+            watermark = served.read_watermarks([partition])[partition]
+        if watermark is not None and watermark.topic_id == plan.topic_id:
+            return watermark.offset + 1
+        key = Partition(self._settings.topics.interactions, partition)
+        return self._admin.committed([key])[key] or 0
 
     def _fill_from_events(self, plan: Plan, progress: Mapping[int, Progress]) -> None:
         cache_bytes = self._limits.cache_bytes // len(progress)
@@ -231,7 +246,9 @@ class FillingWorker:
         for filler in fillers.values():
             filler.finish()
 
-    def _filler(self, plan: Plan, partition: int, progress: Progress, cache_bytes: int) -> PartitionFiller:
+    def _filler(
+        self, plan: Plan, partition: int, progress: Progress, cache_bytes: int, applied: int | None = None
+    ) -> PartitionFiller:
         return PartitionFiller(
             self._filling,
             self._engine,
@@ -242,6 +259,8 @@ class FillingWorker:
             memory=self._settings.evolve.dedupe_memory,
             progress=progress,
             cache_bytes=cache_bytes,
+            erasures=self._erasures,
+            applied=applied,
             seal=_seal(plan, partition) if plan.seals else None,
             lists=self._lists(plan),
         )

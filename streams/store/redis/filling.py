@@ -69,6 +69,7 @@ class RedisFilling:
         self._ttl_ms = settings.ttl_ms
         self._claim, self._fill = Script.named("claim"), Script.named("fill")
         self._finish, self._checkpoint = Script.named("finish"), Script.named("checkpoint")
+        self._end = Script.named("end")
 
     def close(self) -> None:
         """Close the connections."""
@@ -233,7 +234,7 @@ class RedisFilling:
         users = list(windows)
         for first in range(0, len(users), MAX_FRAME_USERS):
             some = users[first : first + MAX_FRAME_USERS]
-            arguments: list[Any] = []
+            arguments: list[Any] = [self._ttl_ms]
             for user in some:
                 arguments += (user, windows[user].state, windows[user].trigger or b"")
             self._write(self._fill, partition, expected, some, arguments)
@@ -243,11 +244,17 @@ class RedisFilling:
         users = list(rows)
         for first in range(0, len(users), MAX_FRAME_USERS):
             some = users[first : first + MAX_FRAME_USERS]
-            arguments: list[Any] = []
+            arguments: list[Any] = [self._ttl_ms]
             for user in some:
                 row = rows[user]
                 arguments += (user, row.vector, row.recommendations, row.state, row.model, row.updated_at)
             self._write(self._finish, partition, expected, some, arguments)
+
+    def end_windows(self, partition: int, expected: int | None, users: Sequence[str]) -> None:
+        """Remove the rows of users; raises as `write_windows`."""
+        for first in range(0, len(users), MAX_FRAME_USERS):
+            some = users[first : first + MAX_FRAME_USERS]
+            self._write(self._end, partition, expected, some, list(some))
 
     def unencoded(self, partition: int, count: int) -> list[str]:
         """Up to ``count`` users whose vectors are still to come."""
@@ -294,7 +301,7 @@ class RedisFilling:
         ]  # fmt: skip
         # One partition may take long, and others are claimed with it.
         self._keep_claims()
-        arguments = [_offset(expected), self._token, self._ttl_ms, *arguments]
+        arguments = [_offset(expected), self._token, *arguments]
         self._check(partition, self._connection.run(script, [(keys, arguments)])[0])
 
     def _check(self, partition: int, answer: int) -> None:

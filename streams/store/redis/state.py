@@ -182,10 +182,11 @@ class RedisStore:
     def _swap_call(self, swap: Swap) -> tuple[list[str], list[Any]]:
         new = swap.watermark
         prefix = self._keys.user(swap.partition, "")
-        keys = [self._keys.watermark(swap.partition), *(prefix + user for user in swap.rows)]
+        keys = [self._keys.watermark(swap.partition), *(prefix + user for user in (*swap.rows, *swap.ended))]
         expected: int | str = "" if swap.expected is None else swap.expected
         lives_ms: int | str = "" if swap.refreshes else self._ttl_ms
-        arguments: list[Any] = [expected, new.offset, new.topic_id, new.partitions, lives_ms, len(new.marks)]
+        arguments: list[Any] = [expected, new.offset, new.topic_id, new.partitions, lives_ms]
+        arguments += (len(swap.ended), len(new.marks))
         for source, offset in new.marks.items():
             arguments += (mark_field(source), offset)
         for row in swap.rows.values():

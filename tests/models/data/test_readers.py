@@ -72,6 +72,13 @@ def test_a_bad_line_is_named_with_file_line_and_problem(tmp_path: Path, line: by
         read_events(log)
 
 
+def test_control_events_are_no_events_to_train_on(tmp_path: Path) -> None:
+    control = b'{"user_id": "u", "type": "$erase"}\n{"user_id": "u", "type": "$identify", "anonymous_id": "a"}\n'
+    assert read_events(written(tmp_path / "log.jsonl", control + LINES)).events == (
+        read_events(written(tmp_path / "other.jsonl", b"\n\n" + LINES)).events
+    )
+
+
 def test_a_log_that_is_not_there_or_empty_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"cannot read .*none\.jsonl: No such file"):
         read_events(tmp_path / "none.jsonl")

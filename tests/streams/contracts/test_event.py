@@ -411,3 +411,43 @@ def test_mutated_events_never_raise_anything_else(mutations: list[tuple[int, byt
     for place, inserted, removed in mutations:
         raw = raw[:place] + inserted + raw[place + removed :]
     survives(raw)
+
+
+# Control events
+
+
+def test_an_erasure_names_a_user_and_an_identify_two() -> None:
+    erase = decoded(b'{"user_id":"ana","type":"$erase"}')
+    assert (erase.is_control, erase.window_of, erase.subject) == (True, "ana", "")
+    identify = decoded(b'{"user_id":"ana","type":"$identify","anonymous_id":"device-17"}')
+    assert (identify.is_control, identify.window_of, identify.subject) == (True, "device-17", "ana")
+    click = decoded(event_with("anonymous_id", '"device-17"'))
+    assert (click.is_control, click.window_of, click.subject) == (False, "u1", "i1")
+
+
+@pytest.mark.parametrize("value", ["17", "null", '""', '"' + "x" * 200 + '"', '{"a":[1]}'])
+def test_where_nothing_is_asked_of_an_anonymous_id_it_may_be_anything(value: str) -> None:
+    assert decoded(event_with("anonymous_id", value)).item_id == "i1"
+
+
+@pytest.mark.parametrize(
+    ("fields", "reason", "message"),
+    [
+        ('"type":"$delete","item_id":"i1"', "reserved_type", "type '$delete': types that begin with $ are reserved"),
+        ('"type":"$"', "reserved_type", "there are only $erase and $identify - at `$.type`"),
+        ('"type":"$erase","item_id":"i1"', "invalid_field", "$erase is about the whole window and takes no item"),
+        ('"type":"$erase","item_id":""', "bad_length", "Expected `str` of length >= 1 - at `$.item_id`"),
+        ('"type":"erase"', "missing_field", "Object missing required field `item_id`"),
+        ('"type":"$identify"', "missing_field", "required field `anonymous_id`, which $identify needs"),
+        ('"type":"$identify","anonymous_id":null', "missing_field", "required field `anonymous_id`"),
+        ('"type":"$identify","anonymous_id":17', "invalid_field", "Expected `str`, got `int` - at `$.anonymous_id`"),
+        ('"type":"$identify","anonymous_id":[]', "invalid_field", "Expected `str`, got `array` - at `$.anonymous_id`"),
+        ('"type":"$identify","anonymous_id":""', "bad_length", "of length >= 1 - at `$.anonymous_id`"),
+        (f'"type":"$identify","anonymous_id":"{"x" * 129}"', "bad_length", "of length <= 128 - at `$.anonymous_id`"),
+        (r'"type":"$identify","anonymous_id":"\u0000"', "nul", "a NUL character is not allowed - at `$.anonymous_id`"),
+    ],
+)
+def test_a_control_event_that_asks_for_nothing_sensible_is_refused(fields: str, reason: str, message: str) -> None:
+    error = refused(f'{{"user_id":"ana",{fields}}}'.encode())
+    assert error.reason == reason
+    assert message in str(error)

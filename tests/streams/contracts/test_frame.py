@@ -227,6 +227,24 @@ def test_the_events_of_a_frame_can_be_read_by_people_and_by_the_decoder() -> Non
     assert [decode_event(raw, 1000).item_id for raw in written] == ["a", "b", "c"]
 
 
+def test_control_events_travel_with_the_user_whose_window_they_are_for() -> None:
+    builder = FrameBuilder(10, 10_000)
+    source = Source("clicks", "id-of-clicks", 0)
+    asked = [
+        b'{"user_id":"ana","type":"$erase","event_id":"e1"}',
+        b'{"user_id":"ana","type":"$identify","anonymous_id":"device-17","event_id":"e2"}',
+    ]
+    for offset, raw in enumerate(asked):
+        event = decode_event(raw, 1000)
+        builder.add(event, source, offset, NOW_MS, event.type or "", NOW_MS, len(raw))
+    (frame,) = builder.take()
+    assert (frame.user, frame.item) == (["ana", "device-17"], ["", "ana"])
+    assert [msgspec.json.encode(event) for event in events_of(frame)] == [
+        b'{"user_id":"ana","type":"$erase","event_id":"e1","event_time":1767225600000}',
+        b'{"user_id":"ana","anonymous_id":"device-17","type":"$identify","event_id":"e2","event_time":1767225600000}',
+    ]
+
+
 def test_the_wire_format_is_a_plain_messagepack_array() -> None:
     # Frames of an older version stay in the log: what is written must not change under version 1.
     plain = msgspec.msgpack.decode(encode_frame(FRAME), strict=True)

@@ -52,6 +52,9 @@ IDS = {"user_id": "u1", "item_id": "i1"}
         {**IDS, "event_time": 1_767_225_600_000},
         {**IDS, "event_time": "2026-01-01T00:00:00+01:00"},
         {**IDS, "value": 4, "position": 0, "context": {"page": "home"}, "session_id": "s", "recommendation_id": "r"},
+        {**IDS, "anonymous_id": 17},
+        {"user_id": "u1", "type": "$erase"},
+        {"user_id": "u1", "type": "$identify", "anonymous_id": "a" * 128, "event_id": "e1"},
         {"user_id": "ü" * 128, "item_id": "i" * 128, "event_id": "e" * 128, "type": "t" * 64},
     ],
 )
@@ -82,6 +85,15 @@ def test_schema_and_decoder_accept_the_same_events(event: dict[str, object]) -> 
         {**IDS, "position": 1.5},
         {**IDS, "context": [1]},
         {**IDS, "context": "{}"},
+        {"user_id": "u1", "type": "click"},
+        {**IDS, "type": "$purchase"},
+        {**IDS, "type": "$erase"},
+        {"type": "$erase"},
+        {**IDS, "type": "$identify", "anonymous_id": "a1"},
+        {"user_id": "u1", "type": "$identify"},
+        {"user_id": "u1", "type": "$identify", "anonymous_id": None},
+        {"user_id": "u1", "type": "$identify", "anonymous_id": ""},
+        {"user_id": "u1", "type": "$identify", "anonymous_id": "a" * 129},
     ],
 )
 def test_schema_and_decoder_refuse_the_same_events(event: object) -> None:

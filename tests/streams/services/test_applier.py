@@ -420,6 +420,26 @@ def test_frames_that_another_worker_applied_between_read_and_swap_are_skipped(be
     assert worker.count("stale_swaps_total") == 1
 
 
+def test_a_frame_that_was_read_under_two_assignments_is_not_done_with_before_it_is_applied(bench: Bench) -> None:
+    bench.log.append_events(click("anna", "i0", 0))
+    bench.log.append_events(click("anna", "i1", 1))
+    worker = bench.worker()
+    worker.fetch(0)
+    worker.assign()
+    worker.fetch(0)
+
+    def other_worker_takes_one() -> None:
+        other = Worker(bench.log, bench.store, bench.engine, RecordingOutbox())
+        other.assign()
+        other.fetch(0, 1)
+        other.apply()
+
+    bench.store.before["read_rows"] = once(other_worker_takes_one)
+    assert worker.apply() == []
+    assert offsets(worker.apply()) == [(0, 0), (0, 0), (0, 1), (0, 1)]
+    assert bench.items_of("anna") == ["i0", "i1"]
+
+
 def test_a_watermark_that_moved_before_the_reading_costs_no_encoding(bench: Bench) -> None:
     bench.log.append_events(click("anna", "i1", 1))
     worker = bench.worker()

@@ -1,7 +1,8 @@
 """Random lives of a pipeline: workers killed at any call, faults that pass, re-sends, stale workers, a store that goes back.
 
 Whatever happens, at the end every event counts exactly once: the windows are those of a plain-Python oracle that reads
-the log of frames from its beginning and counts each raw event the first time that it sees it.
+the log of frames from its beginning and counts each raw event the first time that it sees it. Users are erased, and turn
+out to be others: what is handed over must be the oracle's window at that place of the log, once.
 """
 
 from collections import Counter
@@ -10,6 +11,7 @@ from copy import deepcopy
 from functools import partial
 from typing import Literal, NoReturn, TypeVar
 
+import msgspec
 import pytest
 import stamina
 from hypothesis import HealthCheck, event, given, note, settings
@@ -19,12 +21,15 @@ from export.pooling import write_pooling_bundle
 from models.bundle import Bundle
 from models.spec import WindowRule
 from streams.contracts.dead_letter import Headers
+from streams.contracts.erasure import Erasure, Erasures
+from streams.contracts.event import ERASE, IDENTIFY
 from streams.contracts.frame import Source, partition_of
 from streams.contracts.recommendation import decode_recommendation
 from streams.errors import DeliveryFailed, LogGap, StateRefused, StoreLostTail, StoreUnavailable
 from streams.interest.engine import Engine, StageSeconds, UserEvents, UserRow, UserUpdate, UserWindow
+from streams.interest.window import Advance, Arrival
 from streams.services.applier import Received
-from streams.store.memory import MemoryStore
+from streams.store.memory import MemoryErasures, MemoryStore
 from streams.store.protocol import Reading, Swap, SwapResult, Watermark
 from tests.streams.interest.window_oracle import WindowOracle
 from tests.streams.services.workbench import (
@@ -47,7 +52,9 @@ PARTITIONS = 3
 USERS = ["anna", "ben", "carl", "dora", "eve", "finn"]  # two in each partition
 SOURCES = (CLICKS, VIEWS)
 
-Call = Literal["set_partitions", "read_watermarks", "read_rows", "evolve", "send", "flush", "swap"]
+INTERACTIONS = [Source("interactions", "id-of-interactions", partition) for partition in range(PARTITIONS)]
+
+Call = Literal["set_partitions", "read_watermarks", "read_rows", "evolve", "send", "flush", "record", "forget", "swap"]
 Fault = Literal["kill before", "kill after", "fail before", "fail after", "overtaken"]
 _Result = TypeVar("_Result")
 
@@ -156,16 +163,46 @@ class FaultyOutbox:
         self._faults = faults
         self._own = RecordingOutbox()
 
-    def send(self, topic: str, value: bytes | None, key: bytes | str | None = None, *, headers: Headers = ()) -> None:
-        self._faults.around("send", lambda: self._own.send(topic, value, key, headers=headers), None)
+    def send(
+        self,
+        topic: str,
+        value: bytes | None,
+        key: bytes | str | None = None,
+        partition: int = -1,
+        headers: Headers = (),
+    ) -> None:
+        self._faults.around("send", lambda: self._own.send(topic, value, key, partition, headers), None)
 
     def flush(self) -> None:
         self._faults.around("flush", self._deliver, _broker_away)
 
     def _deliver(self) -> None:
         self._own.flush()
+        for letter in self._own.delivered:
+            if letter.topic == self._world.log.topic.name:
+                self._world.take_handover(letter.partition, letter.value or b"")
         self._world.outbox.delivered += self._own.delivered
         self._own.delivered = []
+
+
+class FaultyErasures:
+    """What is recorded of erasures as one worker sees it."""
+
+    def __init__(self, world: "World", faults: Faults) -> None:
+        self._world = world
+        self._faults = faults
+
+    def read(self) -> Erasures:
+        return self._world.erasures.read()
+
+    def read_of(self, users: Sequence[str]) -> NoReturn:
+        raise AssertionError("only a backfill looks for some")
+
+    def record(self, erasures: Erasures) -> None:
+        self._faults.around("record", lambda: self._world.erasures.record(erasures), _store_away)
+
+    def forget(self, erasures: Sequence[Erasure], topic_id: str, partitions: int) -> None:
+        self._faults.around("forget", lambda: self._world.erasures.forget(erasures, topic_id, partitions), _store_away)
 
 
 class FaultyEngine:
@@ -177,6 +214,9 @@ class FaultyEngine:
 
     def evolve(self, users: Sequence[UserEvents], now_ms: int, seconds: StageSeconds | None = None) -> list[UserUpdate]:
         return self._faults.around("evolve", lambda: self._engine.evolve(users, now_ms, seconds), None)
+
+    def advance(self, user: UserEvents) -> Advance[Arrival]:
+        return self._engine.advance(user)
 
     def encode(self, windows: Sequence[UserWindow], now_ms: int) -> list[UserRow]:
         return self._engine.encode(windows, now_ms)
@@ -242,8 +282,31 @@ class World:
         # Beside the bytes of each frame what was put into it, so that the oracle needs no decoder.
         self.framed: dict[int, list[list[RawEvent]]] = {partition: [] for partition in range(PARTITIONS)}
         self.store = MemoryStore()
+        # Another generation, which nobody applies anything to: once it had everybody.
+        self.other = MemoryStore()
+        self.other.set_partitions(PARTITIONS)
+        for partition in range(PARTITIONS):
+            rows = {
+                user: UserRow(b"", b"", b"", "", 0) for user in USERS if partition_of(user, PARTITIONS) == partition
+            }
+            self.other.swap([Swap(partition, None, Watermark(-1, self.log.topic.topic_id, PARTITIONS), rows)])
+        self.erasures = MemoryErasures([self.other])
         self.outbox = RecordingOutbox()
         self.went_back = False
+
+    def take_handover(self, partition: int, raw: bytes) -> None:
+        """A worker's frame arrives in the log; taken apart by hand for the oracle."""
+        self.log.append(partition, raw)
+        _, sources, _, offsets, times_ms, users, items, types, event_times, ids, extra = msgspec.msgpack.decode(raw)
+        assert len(sources) == 1
+        assert not extra
+        columns = zip(users, items, offsets, event_times, ids, types, times_ms, strict=True)
+        self.framed[partition].append(
+            [
+                RawEvent(user, item, offset, time_ms, event_id, Source(*sources[0]), kind, appended_ms)
+                for user, item, offset, time_ms, event_id, kind, appended_ms in columns
+            ]
+        )
 
     def start_worker(self, faults: Faults, partitions: Sequence[int], batch_users: int) -> Worker:
         worker = Worker(
@@ -252,6 +315,7 @@ class World:
             FaultyEngine(self.engine, faults),
             FaultyOutbox(self, faults),
             settings_of(batch_users),
+            FaultyErasures(self, faults),
         )
         try:
             worker.assign(partitions)
@@ -272,29 +336,84 @@ class World:
 
 
 def check_outcome(world: World) -> None:
-    oracles: dict[str, WindowOracle] = {}
+    windows: dict[str, list[tuple[int, str, str, str]]] = {}
     counted: Counter[tuple[Source, int]] = Counter()
+    expected: dict[int, list[list[tuple[str, int, str, str, str]]]] = {}
     for partition in range(PARTITIONS):
-        seen = set()
+        oracle = PartitionOracle()
         for events in world.framed[partition]:
-            for one in events:
-                if (one.source, one.offset) in seen:
-                    continue
-                seen.add((one.source, one.offset))
-                counted[one.source, one.offset] += 1
-                oracle = oracles.setdefault(one.user, WindowOracle(RULE.keep, RULE.max, MEMORY))
-                oracle.take(one.time_ms, one.id, one.item, one.type, named=one.event_id is not None)
+            oracle.take_frame(events)
+        counted += oracle.counted
+        expected[partition] = oracle.handed_over
+        assert not windows.keys() & oracle.windows.keys()
+        windows |= {user: one.window for user, one in oracle.windows.items() if one.window}
+        assert {user for user in USERS if world.other.read_user(user)}.isdisjoint(oracle.erased_ms)
     # The log itself is whole: each raw event went to one partition.
-    assert counted == {(one.source, one.offset): 1 for events in world.raw.values() for one in events}
-    assert windows_of(world.store) == {user: oracle.window for user, oracle in oracles.items()}
+    raw = {place: count for place, count in counted.items() if place[0] in SOURCES}
+    assert raw == {(one.source, one.offset): 1 for events in world.raw.values() for one in events}
+    assert windows_of(world.store) == windows
+    for partition, handovers in expected.items():
+        check_handovers(world, INTERACTIONS[partition], handovers)
 
+
+class PartitionOracle:
+    """The log of one partition, event by event.
+
+    Attributes:
+        counted: How often each event was taken, by source and offset.
+        erased_ms: When each user was erased last.
+        handed_over: What each identify must hand over, in order; windows without events left out.
+    """
+
+    def __init__(self) -> None:
+        self.windows: dict[str, WindowOracle] = {}
+        self.counted: Counter[tuple[Source, int]] = Counter()
+        self.erased_ms: dict[str, int] = {}
+        self.handed_over: list[list[tuple[str, int, str, str, str]]] = []
+        self._marks: dict[Source, int] = {}
+
+    def take_frame(self, events: Sequence[RawEvent]) -> None:
+        for one in events:
+            if self.counted[one.source, one.offset]:
+                continue
+            if one.source in INTERACTIONS:
+                # A handover that was sent again may come when those after it are there, and only then.
+                assert one.offset > self._marks.get(one.source, -1), f"{one} is new, and comes too late"
+            self._marks[one.source] = one.offset
+            self.counted[one.source, one.offset] += 1
+            if one.type == ERASE:
+                self.windows.pop(one.user, None)
+                self.erased_ms[one.user] = max(one.kafka_ms, self.erased_ms.get(one.user, 0))
+            elif one.kafka_ms <= self.erased_ms.get(one.user, 0):
+                continue
+            elif one.type == IDENTIFY:
+                if one.user != one.item and one.user in self.windows:
+                    self.handed_over.append([(one.item, *entry) for entry in self.windows.pop(one.user).window])
+            else:
+                window = self.windows.setdefault(one.user, WindowOracle(RULE.keep, RULE.max, MEMORY))
+                window.take(one.time_ms, one.id, one.item, one.type, named=one.event_id is not None)
+
+
+def check_handovers(world: World, source: Source, expected: Sequence[Sequence[tuple[str, int, str, str, str]]]) -> None:
+    """What was handed over of one partition, each event once, is what its log says."""
+    found: dict[int, tuple[str, int, str, str, str]] = {}
+    for frames in world.framed.values():
+        for one in (one for events in frames for one in events if one.source == source):
+            found.setdefault(one.offset, (one.user, one.time_ms, one.id, one.item, one.type))
+    assert [entry for _, entry in sorted(found.items())] == [entry for window in expected for entry in window]
+
+
+def check_lists(world: World) -> None:
     lists: dict[str, object] = {}
     delivered = set()
+    erased = {one.user for events in world.raw.values() for one in events if one.type == ERASE}
     for letter in world.outbox.recommendations():
         assert letter.value is not None
         delivered.add(letter.value)
         found = decode_recommendation(letter.value)
         content = (found.user_id, found.trigger, [(item.item_id, item.because) for item in found.items])
+        if world.went_back and found.user_id in erased:
+            continue  # applied again, what is older than the erasure is left out from the first
         assert lists.setdefault(found.recommendation_id, content) == content, "one id, two lists"
     for record in world.store.scan_users():
         assert record.row.recommendations in delivered
@@ -313,14 +432,16 @@ def raw_logs(draw: st.DrawFn) -> dict[Source, list[RawEvent]]:
                     st.integers(0, 13).map(lambda number: f"i{number}"),
                     st.integers(0, 20).map(lambda seconds: NOW_MS + 1000 * seconds),
                     st.none() | st.integers(0, 9).map(lambda number: f"e{number}"),
+                    st.sampled_from([*["click"] * 8, ERASE, IDENTIFY]),
+                    st.sampled_from(USERS),
                 ),
                 min_size=8,
                 max_size=30,
             )
         )
         logs[source] = [
-            RawEvent(user, item, offset, time_ms, event_id, source)
-            for offset, (user, item, time_ms, event_id) in enumerate(rows)
+            RawEvent(user, {ERASE: "", IDENTIFY: other}.get(kind, item), offset, time_ms, event_id, source, kind)
+            for offset, (user, item, time_ms, event_id, kind, other) in enumerate(rows)
         ]
     return logs
 
@@ -328,7 +449,12 @@ def raw_logs(draw: st.DrawFn) -> dict[Source, list[RawEvent]]:
 FAULTS: st.SearchStrategy[list[tuple[Call, Fault]]] = st.lists(
     st.tuples(
         # The calls of a batch come most often, and a swap is where it matters most.
-        st.sampled_from(["swap", "swap", "flush", "evolve", "read_rows", "send", "read_watermarks", "set_partitions"]),
+        st.sampled_from(
+            [
+                *("swap", "swap", "flush", "record", "forget", "evolve", "read_rows", "send", "read_watermarks"),
+                "set_partitions",
+            ]
+        ),
         st.sampled_from(["overtaken", "overtaken", "kill before", "kill after", "fail before", "fail after"]),
     ),
     max_size=3,
@@ -336,6 +462,7 @@ FAULTS: st.SearchStrategy[list[tuple[Call, Fault]]] = st.lists(
 SOME_PARTITIONS = st.sets(st.integers(0, PARTITIONS - 1), min_size=1).map(sorted)
 
 
+@pytest.mark.timeout(600)  # so many stories take a busy machine minutes
 @settings(
     max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
 )
@@ -443,8 +570,13 @@ def test_every_event_counts_exactly_once_whatever_happens(
         last.take_batch(len(raw[source]), 3)
         while last.has_unsent:
             last.send_round()
-    world.start_worker(Faults(), range(PARTITIONS), 512).drain()
+    last_worker = world.start_worker(Faults(), range(PARTITIONS), 512)
+    while last_worker.drain():
+        pass  # what it hands over comes in the log
     check_outcome(world)
+    check_lists(world)
+    if any(one.source in INTERACTIONS for frames in world.framed.values() for events in frames for one in events):
+        event("windows handed over")
 
     # And who comes too late changes nothing.
     before = windows_of(world.store)
@@ -455,4 +587,5 @@ def test_every_event_counts_exactly_once_whatever_happens(
                 worker.drain()
             except (StoreLostTail, LogGap, StateRefused):
                 assert world.went_back
+    world.start_worker(Faults(), range(PARTITIONS), 512).drain()  # handovers that they sent again
     assert windows_of(world.store) == before

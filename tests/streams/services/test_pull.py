@@ -8,6 +8,7 @@ import msgspec
 import pytest
 from pyarrow import parquet
 
+from streams.contracts.erasure import Erasures
 from streams.contracts.event import Event
 from streams.contracts.frame import FrameBuilder, Source, encode_frame
 from streams.errors import DataError, LogGap, LogUnavailable
@@ -32,7 +33,7 @@ def frame(*events: tuple[Source, int, Event], partition: int = 0, offset: int = 
     """A message of `interactions`; each event with its place in the raw log."""
     builder = FrameBuilder(1000, 500_000)
     for source, raw_offset, event in events:
-        builder.add(event, source, raw_offset, 5, "click", 1_700_000_000_000 + raw_offset, 100)
+        builder.add(event, source, raw_offset, 5, event.type or "click", 1_700_000_000_000 + raw_offset, 100)
     (built,) = builder.take()
     return Message("interactions", partition, offset, 0, None, encode_frame(built), ())
 
@@ -59,7 +60,7 @@ def ticking() -> Iterator[float]:
 
 
 def test_what_ingest_sent_again_is_left_out_by_its_place_in_the_raw_log() -> None:
-    cleaner = Cleaner()
+    cleaner = Cleaner(Erasures())
     first = frame((CLICKS, 0, Event("u", "a")), (VIEWS, 0, Event("u", "b")), (CLICKS, 1, Event("v", "c")))
     # A crash before the commit: the last event goes out again, and a new one with it.
     second = frame((CLICKS, 1, Event("v", "c")), (CLICKS, 2, Event("v", "c")))
@@ -69,14 +70,14 @@ def test_what_ingest_sent_again_is_left_out_by_its_place_in_the_raw_log() -> Non
 
 
 def test_each_partition_has_marks_of_its_own() -> None:
-    cleaner = Cleaner()
+    cleaner = Cleaner(Erasures())
     assert len(cleaner.new_events(frame((CLICKS, 9, Event("u", "a")), partition=0))) == 1
     assert len(cleaner.new_events(frame((CLICKS, 4, Event("v", "a")), partition=1))) == 1
     assert cleaner.resent == 0
 
 
 def test_what_an_app_sent_again_under_the_same_id_is_left_out_for_that_user() -> None:
-    cleaner = Cleaner()
+    cleaner = Cleaner(Erasures())
     found = cleaner.new_events(
         frame(
             (CLICKS, 0, Event("u", "a", event_id="e")),
@@ -91,15 +92,38 @@ def test_what_an_app_sent_again_under_the_same_id_is_left_out_for_that_user() ->
 
 
 def test_events_of_a_topic_made_anew_are_new_and_keep_an_id_of_their_own() -> None:
-    cleaner = Cleaner()
+    cleaner = Cleaner(Erasures())
     assert ids_of(cleaner.new_events(frame((CLICKS, 0, Event("u", "a"))))) == ["clicks-0-0"]
     assert ids_of(cleaner.new_events(frame((CLICKS_ANEW, 0, Event("u", "b"))))) == ["clicks-0-0-id-2"]
     assert (cleaner.resent, cleaner.repeats) == (0, 0)
 
 
+def test_what_asks_for_something_and_what_is_handed_over_is_no_event_to_train_on() -> None:
+    cleaner = Cleaner(Erasures())
+    found = cleaner.new_events(
+        frame(
+            (CLICKS, 0, Event("device", "a")),
+            (CLICKS, 1, Event("u", type="$identify", anonymous_id="device")),
+            (CLICKS, 2, Event("v", type="$erase")),
+        )
+    )
+    assert [(event["user_id"], event.get("item_id")) for event in found] == [("device", "a")]
+    handed = frame((Source("interactions", "id-i", 1), 2**22, Event("u", "a", event_id="clicks-0-0")))
+    assert cleaner.new_events(handed) == []
+    assert (cleaner.resent, cleaner.repeats) == (0, 0)
+
+
+def test_what_people_did_before_they_were_erased_is_left_out() -> None:
+    erasures = Erasures()
+    erasures.add("u", 5)  # when these frames say that it came
+    cleaner = Cleaner(erasures)
+    found = cleaner.new_events(frame((CLICKS, 0, Event("u", "a")), (CLICKS, 1, Event("v", "a"))))
+    assert ([event["user_id"] for event in found], cleaner.erased) == (["v"], 1)
+
+
 @pytest.mark.parametrize("value", [None, b"", b"no frame"])
 def test_a_message_that_is_no_frame_is_counted_and_left_out(value: bytes | None) -> None:
-    cleaner = Cleaner()
+    cleaner = Cleaner(Erasures())
     assert cleaner.new_events(Message("interactions", 0, 0, 0, None, value, ())) == []
     assert cleaner.invalid_frames == 1
 
@@ -145,7 +169,7 @@ EXPECTED = [
     {
         "user_id": "u",
         "item_id": "b",
-        "type": "click",
+        "type": "view",
         "event_id": "e2",
         "event_time": 1_700_000_000_001,
         "session_id": "s",
@@ -167,9 +191,10 @@ def pulled(write: object) -> bytes:
         "x",
         lambda events: write(events, out),  # type: ignore[operator]
         lambda count, frames: reports.append((count, frames)),
+        Erasures(),
     )
     assert msgspec.to_builtins(found) == {
-        "path": "x", "events": 2, "frames": 2, "resent": 0, "repeats": 0, "invalid_frames": 0, "deleted_frames": 6,
+        "path": "x", "events": 2, "frames": 2, "resent": 0, "repeats": 0, "erased": 0, "invalid_frames": 0, "deleted_frames": 6,
     }  # fmt: skip
     assert reports == [(1, 1), (2, 2)]
     return out.getvalue()
@@ -195,4 +220,4 @@ def test_a_topic_without_events_is_refused() -> None:
         assert list(events) == []
 
     with pytest.raises(DataError, match="interactions holds no event, so nothing was written"):
-        pull_events(Scripted(), {P0: Extent(0, 0)}, "x", drained, lambda *_: None)
+        pull_events(Scripted(), {P0: Extent(0, 0)}, "x", drained, lambda *_: None, Erasures())

@@ -10,7 +10,7 @@ from models.bundle import Bundle
 from models.spec import Vectors
 from models.windows import WindowInputs
 from streams.contracts.dead_letter import Headers
-from streams.contracts.event import Event
+from streams.contracts.event import IDENTIFY, Event
 from streams.contracts.frame import FrameBuilder, Source, encode_frame, partition_of
 from streams.interest.encode import Encoder
 from streams.interest.engine import Engine, EngineRules, VectorEncoder
@@ -20,7 +20,8 @@ from streams.observe.health import Health
 from streams.observe.metrics import EvolveMetrics
 from streams.services.applier import Applier, EngineLike, Outbox, Received
 from streams.settings import EvolveSettings, RecommendationSettings, Settings
-from streams.store.protocol import StateStore
+from streams.store.memory import MemoryErasures
+from streams.store.protocol import ErasureStore, StateStore
 
 CLICKS = Source("clicks", "id-of-clicks", 0)
 VIEWS = Source("views", "id-of-views", 0)
@@ -40,11 +41,24 @@ class RawEvent(NamedTuple):
     event_id: str | None = None
     source: Source = CLICKS
     type: str = "click"
+    appended_ms: int = 0
+
+    @property
+    def kafka_ms(self) -> int:
+        """When it came into Kafka; unless said otherwise, when it happened."""
+        return self.appended_ms or self.time_ms
 
     @property
     def id(self) -> str:
         """Its own id, or the one that its place gives it."""
         return self.event_id or f"{self.source.topic}-{self.source.partition}-{self.offset}"
+
+    @property
+    def decoded(self) -> Event:
+        """As ingest decodes it; of `$identify` the user is the anonymous one, the item the one that it is."""
+        if self.type == IDENTIFY:
+            return Event(self.item, type=IDENTIFY, anonymous_id=self.user, event_id=self.event_id)
+        return Event(self.user, self.item, self.type, event_id=self.event_id)
 
 
 def pack(events: Sequence[RawEvent], partitions: int, max_events: int = 1000) -> dict[int, list[bytes]]:
@@ -53,10 +67,10 @@ def pack(events: Sequence[RawEvent], partitions: int, max_events: int = 1000) ->
     for event in events:
         builder = builders.setdefault(partition_of(event.user, partitions), FrameBuilder(max_events, 10**6))
         builder.add(
-            Event(event.user, event.item, event_id=event.event_id),
+            event.decoded,
             event.source,
             event.offset,
-            event.time_ms,
+            event.kafka_ms,
             event.type,
             event.time_ms,
             100,
@@ -109,19 +123,35 @@ class Letter(NamedTuple):
     value: bytes | None
     key: bytes | str | None
     headers: Headers
+    partition: int = -1
 
 
 class RecordingOutbox:
-    """An outbox that remembers; ``delivered`` is what was sent before a flush that returned."""
+    """An outbox that remembers; ``delivered`` is what was sent before a flush that returned.
 
-    def __init__(self) -> None:
+    Args:
+        log: Where frames that are sent to it arrive.
+    """
+
+    def __init__(self, log: InteractionsLog | None = None) -> None:
+        self._log = log
         self.sent: list[Letter] = []
         self.delivered: list[Letter] = []
 
-    def send(self, topic: str, value: bytes | None, key: bytes | str | None = None, *, headers: Headers = ()) -> None:
-        self.sent.append(Letter(topic, value, key, headers))
+    def send(
+        self,
+        topic: str,
+        value: bytes | None,
+        key: bytes | str | None = None,
+        partition: int = -1,
+        headers: Headers = (),
+    ) -> None:
+        self.sent.append(Letter(topic, value, key, headers, partition))
 
     def flush(self) -> None:
+        for letter in self.sent:
+            if self._log is not None and letter.topic == self._log.topic.name:
+                self._log.append(letter.partition, letter.value or b"")
         self.delivered += self.sent
         self.sent = []
 
@@ -173,6 +203,7 @@ class Worker:
     engine: EngineLike
     outbox: Outbox
     settings: Settings = field(default_factory=settings_of)
+    erasures: ErasureStore = field(default_factory=MemoryErasures)
 
     def __post_init__(self) -> None:
         self.registry = CollectorRegistry()
@@ -188,6 +219,7 @@ class Worker:
             self.outbox,
             EvolveMetrics.on(self.registry),
             self.health,
+            self.erasures,
         )
 
     def assign(self, partitions: Sequence[int] | None = None, *, rebuild: bool = False) -> dict[int, int]:

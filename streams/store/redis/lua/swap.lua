@@ -1,11 +1,11 @@
 -- Compare-and-swap of one partition: every row and the watermark, or nothing.
 --
--- KEYS[1]   the watermark (a hash); KEYS[2…] the rows (hashes). All carry the tag of one partition.
+-- KEYS[1]   the watermark (a hash); KEYS[2…] the rows (hashes), last those that go. All carry the tag of one partition.
 -- ARGV[1]   offset that the watermark must have, '' if there must be none
 -- ARGV[2]   the new offset        ARGV[3]  id of the interactions topic     ARGV[4]  number of partitions
 -- ARGV[5]   ms that a row lives; '' for as long as it would: then one that is gone stays gone
---             ARGV[6]  how many marks follow, then a name and an offset for each
--- then for each row: vector, recommendations, state, model, updated_at
+-- ARGV[6]   how many rows go       ARGV[7]  how many marks follow, then a name and an offset for each
+-- then for each row that stays: vector, recommendations, state, model, updated_at
 --
 -- Returns {1, new offset} when swapped, {0, offset found, '' for none} when somebody moved the watermark.
 local at = redis.call('HMGET', KEYS[1], 'offset', 'topic_id')
@@ -20,12 +20,13 @@ for row = 2, #KEYS do
   redis.call('HEXISTS', KEYS[row], 'state')
 end
 redis.call('HSET', KEYS[1], 'offset', ARGV[2], 'topic_id', ARGV[3], 'partitions', ARGV[4])
-local next = 7
-for _ = 1, tonumber(ARGV[6]) do
+local next = 8
+for _ = 1, tonumber(ARGV[7]) do
   redis.call('HSET', KEYS[1], ARGV[next], ARGV[next + 1])
   next = next + 2
 end
-for row = 2, #KEYS do
+local last = #KEYS - tonumber(ARGV[6])
+for row = 2, last do
   if ARGV[5] ~= '' or redis.call('HEXISTS', KEYS[row], 'state') == 1 then
     redis.call('HSET', KEYS[row], 'vector', ARGV[next], 'recommendations', ARGV[next + 1], 'state', ARGV[next + 2],
       'model', ARGV[next + 3], 'updated_at', ARGV[next + 4])
@@ -34,5 +35,8 @@ for row = 2, #KEYS do
     redis.call('PEXPIRE', KEYS[row], ARGV[5])
   end
   next = next + 5
+end
+for row = last + 1, #KEYS do
+  redis.call('DEL', KEYS[row])
 end
 return {1, ARGV[2]}

@@ -108,8 +108,21 @@ def test_a_line_becomes_an_event_with_its_place(tmp_path: Path) -> None:
     assert batch == Batch(
         3,
         [
-            SourceEvent("u1", "i1", "buy", TIME_MS + 1, "e1", True, "log.jsonl", str(path), 0, 1, 0),
-            SourceEvent("u2", "i2", "click", TIME_MS + 250, "log.jsonl-0-3", False, "log.jsonl", str(path), 0, 3, 2),
+            SourceEvent("u1", "i1", "buy", TIME_MS + 1, "e1", True, "log.jsonl", str(path), 0, 1, 0, TIME_MS + 1),
+            SourceEvent(
+                "u2",
+                "i2",
+                "click",
+                TIME_MS + 250,
+                "log.jsonl-0-3",
+                False,
+                "log.jsonl",
+                str(path),
+                0,
+                3,
+                2,
+                TIME_MS + 250,
+            ),
         ],
         [],
     )
@@ -127,8 +140,10 @@ def test_a_row_becomes_the_event_that_the_same_line_becomes(tmp_path: Path) -> N
     assert batch == Batch(
         2,
         [
-            SourceEvent("ü", "a", "buy", TIME_MS, "e1", True, "log.parquet", str(path), 0, 1, 0),
-            SourceEvent("u", "b", "click", TIME_MS + 1, "log.parquet-0-2", False, "log.parquet", str(path), 0, 2, 1),
+            SourceEvent("ü", "a", "buy", TIME_MS, "e1", True, "log.parquet", str(path), 0, 1, 0, TIME_MS),
+            SourceEvent(
+                "u", "b", "click", TIME_MS + 1, "log.parquet-0-2", False, "log.parquet", str(path), 0, 2, 1, TIME_MS + 1
+            ),
         ],
         [],
     )

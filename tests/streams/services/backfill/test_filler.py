@@ -9,18 +9,20 @@ import pytest
 from export.pooling import write_pooling_bundle
 from models.bundle import Bundle, read_bundle
 from models.spec import WindowRule
+from streams.contracts.erasure import Erasures
+from streams.contracts.event import ERASE, IDENTIFY
 from streams.contracts.frame import InvalidFrame, Source
 from streams.contracts.generation import Progress
 from streams.contracts.recommendation import Recommendation, decode_recommendation
 from streams.interest.encode import Encoder
 from streams.interest.engine import Engine, UserRow
-from streams.interest.window import Arrival
+from streams.interest.window import decode_state
 from streams.log.topics import Message
-from streams.services.arrivals import add_arrivals
+from streams.services.arrivals import Intake, add_arrivals
 from streams.services.backfill.events import SourceEvent
 from streams.services.backfill.filler import Lists, PartitionFiller
-from streams.store.memory import MemoryStore
-from streams.store.protocol import Watermark
+from streams.store.memory import MemoryErasures, MemoryStore
+from streams.store.protocol import ErasureStore, Watermark
 from streams.store.redis.filling import FilledWindow
 from tests.streams.services.workbench import (
     CLICKS,
@@ -55,6 +57,7 @@ class MemoryFilling:
         self.progress = Progress(0)
         self.watermark: Watermark | None = None
         self.writes_to_crash = NO_CRASH
+        self.erasures: ErasureStore = MemoryErasures()
 
     def read_windows(self, partition: int, users: Sequence[str]) -> list[FilledWindow | None]:
         return [self.windows.get(user) for user in users]
@@ -65,6 +68,14 @@ class MemoryFilling:
             self._write()
             self.windows[user] = window
             self.waiting.add(user)
+
+    def end_windows(self, partition: int, expected: int | None, users: Sequence[str]) -> None:
+        self._check(expected)
+        for user in users:
+            self._write()
+            self.windows.pop(user, None)
+            self.rows.pop(user, None)
+            self.waiting.discard(user)
 
     def write_rows(self, partition: int, expected: int | None, rows: Mapping[str, UserRow]) -> None:
         self._check(expected)
@@ -107,8 +118,12 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     return read_bundle(path)
 
 
-def busy_log(seed: int) -> InteractionsLog:
-    """Frames of nine users with repeats, late events, events that ingest sent again, and a frame that is none."""
+def busy_log(seed: int, *, people: bool = False) -> InteractionsLog:
+    """Frames of nine users with repeats, late events, events that ingest sent again, and a frame that is none.
+
+    Args:
+        people: Some of the users ask to be erased, some turn out to be others.
+    """
     rng = random.Random(seed)
     log = InteractionsLog()
     offsets = {CLICKS: 0, VIEWS: 0}
@@ -122,6 +137,10 @@ def busy_log(seed: int) -> InteractionsLog:
             event_id = rng.choice((None, f"id-{rng.randrange(30)}"))
             user = f"user-{min(rng.randrange(9), rng.randrange(9))}"
             event = RawEvent(user, rng.choice(ITEMS), offsets[source], time_ms, event_id, source)
+            if people and rng.random() < 0.1:
+                event = event._replace(type=ERASE, item="")
+            elif people and rng.random() < 0.1:
+                event = event._replace(type=IDENTIFY, item=f"user-{rng.randrange(9)}")
             events.append(event)
             sent.append(event)
         if rng.random() < 0.2:
@@ -134,9 +153,10 @@ def busy_log(seed: int) -> InteractionsLog:
 
 def live(log: InteractionsLog, engine: Engine) -> tuple[MemoryStore, Worker]:
     store = MemoryStore()
-    worker = Worker(log, store, engine, RecordingOutbox())
+    worker = Worker(log, store, engine, RecordingOutbox(log))
     worker.assign()
-    worker.drain()
+    while worker.drain():
+        pass  # what is handed over comes in the log
     return store, worker
 
 
@@ -147,6 +167,7 @@ def filler_of(
     *,
     seal: Watermark | None = None,
     lists: Lists | None = None,
+    applied: int | None = None,
 ) -> PartitionFiller:
     return PartitionFiller(
         store,
@@ -160,6 +181,8 @@ def filler_of(
         cache_bytes=cache_bytes,
         seal=seal,
         lists=lists,
+        erasures=store.erasures,
+        applied=applied,
     )
 
 
@@ -184,17 +207,17 @@ def fill(
 
 def records_of(log: InteractionsLog, rng: random.Random) -> list[SourceEvent | None]:
     """The events of a log as another source would hold them, each once, with records between them that are none."""
-    arrivals: dict[str, list[Arrival]] = {}
     marks: dict[Source, int] = {}
     records: list[SourceEvent | None] = []
     for received in log.read(0, 0):
         frame = received.decoded()
         if isinstance(frame, InvalidFrame):
             continue
-        add_arrivals(frame, marks, arrivals)
         # One frame at a time, to have the events of all users in the order of the log again.
+        intake = Intake()
+        add_arrivals(frame, received.offset, marks, Erasures(), intake)
         of_frame = sorted(
-            ((event.index, user, event) for user, events in arrivals.items() for event in events),
+            ((event.index, user, event) for user, events in intake.arrivals.items() for event in events),
             key=lambda found: found[0],
         )
         for _, user, event in of_frame:
@@ -205,9 +228,9 @@ def records_of(log: InteractionsLog, rng: random.Random) -> list[SourceEvent | N
                 SourceEvent(
                     user, event.item_id, event.type, event.time_ms, event.event_id, event.named,
                     source.topic, source.topic_id, source.partition, event.offset, len(records),
+                    event.appended_ms,
                 )
             )  # fmt: skip
-        arrivals.clear()
     return records
 
 
@@ -250,13 +273,18 @@ def check_equal(store: MemoryFilling, expected: MemoryStore, watermark: Watermar
     assert store.progress.is_done
 
 
+@pytest.mark.parametrize("people", [False, True])
 @pytest.mark.parametrize("seed", range(20))
-def test_filling_gives_what_live_workers_gave(bundle: Bundle, seed: int) -> None:
-    log, engine, rng = busy_log(seed), engine_of(bundle), random.Random(seed)
+def test_filling_gives_what_live_workers_gave(bundle: Bundle, seed: int, people: bool) -> None:
+    log, engine, rng = busy_log(seed, people=people), engine_of(bundle), random.Random(seed)
     expected, worker = live(log, engine)
     store = MemoryFilling()
+    if rng.random() < 0.5:
+        store.erasures = worker.erasures  # what the live worker recorded, else nothing but the log
     fill(log, store, engine, cache_bytes=rng.choice((0, 2_000, 10**9)), frames=rng.randint(1, 10))
     check_equal(store, expected)
+    if people:
+        return  # whether an event counts before its user is erased depends on where a batch ends
     counted = worker.events()
     progress = store.progress
     assert progress.repeats == counted.get("repeat", 0)
@@ -265,9 +293,10 @@ def test_filling_gives_what_live_workers_gave(bundle: Bundle, seed: int) -> None
     assert progress.bad == worker.dead_letters().get("invalid_frame", 0)
 
 
+@pytest.mark.parametrize("people", [False, True])
 @pytest.mark.parametrize("seed", range(40))
-def test_a_filler_that_dies_again_and_again_comes_to_the_same(bundle: Bundle, seed: int) -> None:
-    log, engine, rng = busy_log(seed), engine_of(bundle), random.Random(seed)
+def test_a_filler_that_dies_again_and_again_comes_to_the_same(bundle: Bundle, seed: int, people: bool) -> None:
+    log, engine, rng = busy_log(seed, people=people), engine_of(bundle), random.Random(seed)
     expected, _ = live(log, engine)
     store = MemoryFilling()
     deaths = 0
@@ -398,3 +427,79 @@ def test_an_event_that_breaks_the_model_is_left_out_and_the_others_count(bundle:
         record.user_id: record.row.state for record in expected.scan_users()
     }
     assert [item for _, _, item, _ in windows_of(expected)["ana"]] == ["item-1", "item-2"]
+
+
+@pytest.mark.parametrize("kind", [ERASE, IDENTIFY])
+def test_what_only_live_workers_do_is_left_to_them_with_all_that_follows(bundle: Bundle, kind: str) -> None:
+    engine, log = engine_of(bundle), InteractionsLog()
+    asked = RawEvent("ana", "bea" if kind == IDENTIFY else "", 2, NOW_MS + 2, type=kind)
+    log.append_events(RawEvent("ana", "item-1", 1, NOW_MS + 1))
+    log.append_events(asked)
+    log.append_events(RawEvent("ana", "item-3", 3, NOW_MS + 3))
+    log.append_events(asked._replace(offset=4, time_ms=NOW_MS + 4))
+    log.append_events(RawEvent("ana", "item-5", 5, NOW_MS + 5))
+    messages = [Message("interactions", 0, number, NOW_MS, None, raw, ()) for number, raw in enumerate(log.frames[0])]
+    # Live workers have applied the first two frames: the ones after them, up to the next that asks for something.
+    store = MemoryFilling()
+    filler = filler_of(store, engine, cache_bytes=10**9, applied=2)
+    assert not filler.add(messages)
+    filler.finish()
+    assert store.progress.next == 3
+    assert store.watermark is not None
+    assert store.watermark.offset == 2
+    assert {user: decode_state(row.state).items for user, row in store.rows.items()} == {"ana": ["item-3"]}
+    # They have come further: so does the next round.
+    store.progress = Progress(store.progress.next)
+    filler = filler_of(store, engine, cache_bytes=10**9, applied=5)
+    assert filler.add(messages[3:])
+    filler.finish()
+    assert {user: decode_state(row.state).items for user, row in store.rows.items()} == {"ana": ["item-5"]}
+
+
+@pytest.mark.parametrize("at", ["flush", "finish"])
+def test_whoever_is_erased_while_the_partition_is_filled_is_not_in_it(bundle: Bundle, at: str) -> None:
+    engine, log = engine_of(bundle), InteractionsLog()
+    log.append_events(RawEvent("ana", "item-1", 1), RawEvent("bea", "item-2", 2))
+    store = MemoryFilling()
+    filler = filler_of(store, engine, cache_bytes=10**9)
+    filler.add([Message("interactions", 0, 0, NOW_MS, None, log.frames[0][0], ())])
+    if at == "finish":
+        filler.flush()
+    asked = Erasures()
+    asked.add("ana", NOW_MS + 1)
+    store.erasures.record(asked)
+    filler.finish()
+    assert list(store.rows) == ["bea"]
+    assert list(store.windows) == ["bea"]
+    assert not store.waiting
+
+
+def test_events_of_raw_topics_and_files_end_with_their_users_erasure_too(bundle: Bundle) -> None:
+    def event(ordinal: int, user: str, item: str, kind: str = "click", appended_ms: int = 0) -> SourceEvent:
+        time_ms = NOW_MS + ordinal
+        return SourceEvent(
+            user, item, kind, time_ms, f"c-0-{ordinal}", False, "c", "id", 0, ordinal, ordinal, appended_ms or time_ms
+        )
+
+    store = MemoryFilling()
+    asked = Erasures()
+    asked.add("bea", NOW_MS + 100)
+    store.erasures.record(asked)
+    filler = filler_of(store, engine_of(bundle), cache_bytes=0)
+    filler.add_events([event(0, "ana", "item-0"), event(1, "bea", "item-1"), event(2, "device", "item-2")], 3)
+    filler.add_events(
+        [
+            event(3, "ana", "item-3"),
+            event(4, "ana", "", ERASE),
+            event(5, "ana", "item-5", appended_ms=NOW_MS),
+            event(6, "ana", "item-6"),
+            event(7, "bea", "item-7", appended_ms=NOW_MS + 101),
+            # Another worker may fill the partition of ana.
+            event(8, "device", "ana", IDENTIFY),
+        ],
+        9,
+    )
+    filler.finish()
+    windows = {user: decode_state(row.state).items for user, row in store.rows.items()}
+    assert windows == {"ana": ["item-6"], "bea": ["item-7"], "device": ["item-2"]}
+    assert store.erasures.read().erased_ms("ana") == NOW_MS + 4
