@@ -254,11 +254,15 @@ def _execute(
     filling: "RedisFilling", planned: "Planned", result: Filled, flags: Mapping[str, Path | str | None], count: int
 ) -> Filled:
     """Start workers, and wait until the plan is done."""
+    from streams.services.backfill.planning import progress_of  # noqa: PLC0415 - as above
+
     before = sum(progress.events for progress in planned.progress.values())
     started = time.monotonic()
     with Counting("events", result.records, before) as counting:
         codes = run_workers(flags, count, lambda: _show(counting, filling, planned, result.records))
-    if filling.plan() is not None:
+    partitions = range(planned.plan.partitions)
+    progress = progress_of(result.generation, planned.plan, filling.progress(partitions)).values()
+    if not all(each.is_done for each in progress):
         failed = next((code for code in codes if code > 0), None)
         if failed is not None:
             sys.exit(failed)  # it has said why
@@ -266,7 +270,6 @@ def _execute(
             f"generation {result.generation} is not filled yet, and every worker was killed. The same command goes on"
         )
     seconds = time.monotonic() - started
-    progress = filling.progress(range(planned.plan.partitions)).values()
     events = sum(each.events for each in progress)
     return msgspec.structs.replace(
         result,

@@ -25,7 +25,10 @@ from streams.contracts.generation import Request
 from streams.errors import DriftlineError
 from streams.log.admin import LogAdmin
 from streams.log.topics import Partition
-from streams.services.backfill.planning import make_plan, open_target, record_plan
+from streams.services.backfill.planning import LEASE_MS, make_plan, open_target, record_plan
+from streams.services.backfill.worker import FillingWorker, Limits
+from streams.services.parts import open_engine
+from streams.store.redis import RedisFilling
 from tests.integration import crash_filler
 from tests.integration.oracle import (
     Event,
@@ -42,7 +45,7 @@ from tests.integration.oracle import (
     replay,
     window_of,
 )
-from tests.integration.pipeline import Names, Pipeline
+from tests.integration.pipeline import REFUSED, Names, Pipeline
 from tests.integration.test_kills import simulated_events
 from tests.integration.waiting import wait_until
 
@@ -249,6 +252,60 @@ def test_a_command_that_is_killed_goes_on_when_it_is_run_again(live: Live) -> No
     check_equal(live.rows_of("again"), live.rows)
 
 
+def test_a_worker_that_is_told_to_stop_writes_what_it_has(live: Live) -> None:
+    begin(live, "stopped", Request("interactions"))
+    settings = live.pipeline.settings(REDIS__GENERATION="stopped")
+    engine, _ = open_engine(settings, mode="replay")
+    answers = iter([False] * 4)
+    partitions = range(PARTITIONS)
+    with closing(RedisFilling(settings.redis, "stopped", "first", LEASE_MS)) as filling:
+        # A window stays in memory until the end: none would be written by itself.
+        limits = Limits(step_bytes=0, read_frames=5)
+        with closing(FillingWorker(settings, engine, filling, lambda: next(answers, True), limits)) as worker:
+            worker.run()
+        assert sum(progress.events for progress in filling.progress(partitions).values()) > 0
+        assert not any(progress.is_done for progress in filling.progress(partitions).values())
+        assert not filling.is_claimed(partitions)
+    assert live.backfill("stopped", "--execute")["begun_before"]
+    check_equal(live.rows_of("stopped"), live.rows)
+
+
+def test_a_command_that_is_interrupted_ends_with_its_workers(live: Live) -> None:
+    begin(live, "interrupted", Request("interactions"))
+    command = ["-m", "streams.cli", "backfill", "--generation", "interrupted", "--workers", "2", "--execute"]
+    settings = live.pipeline.settings().redis
+    with closing(RedisFilling(settings, "interrupted", "another machine", 600_000)) as filling:
+        # Everything is being filled elsewhere, so the workers of this command wait.
+        assert filling.claim(range(PARTITIONS))
+        with live.pipeline.begin(command) as running:
+            started = psutil.Process(running.pid)
+            wait_until(lambda: len(started.children()) == 2, 60, "the workers are started")
+            workers = started.children()
+            running.send_signal(signal.SIGINT)
+            _, errors = running.communicate(timeout=60)
+        assert running.returncode == 128 + signal.SIGINT
+        assert "the same command goes on from here" in errors
+        assert not any(worker.is_running() for worker in workers)
+        filling.release(range(PARTITIONS))
+
+
+def test_a_generation_that_is_lost_while_it_is_filled_does_not_pass_for_a_filled_one(live: Live) -> None:
+    begin(live, "lost", Request("interactions"))
+    command = ["-m", "streams.cli", "backfill", "--generation", "lost", "--workers", "1", "--execute"]
+    settings = live.pipeline.settings().redis
+    with (
+        closing(RedisFilling(settings, "lost", "another machine", 600_000)) as filling,
+        closing(live.redis()) as client,
+    ):
+        assert filling.claim(range(PARTITIONS))
+        with live.pipeline.begin(command) as running:
+            wait_until(lambda: psutil.Process(running.pid).children(), 60, "the worker is started")
+            client.delete(*client.scan_iter(f"{live.pipeline.names.key_prefix}:lost:*", count=1000))
+            _, errors = running.communicate(timeout=60)
+    assert running.returncode == REFUSED
+    assert f"of {PARTITIONS} partitions of generation lost it is not recorded how far they are filled" in errors
+
+
 def test_a_part_of_the_log_is_what_its_options_say(live: Live) -> None:
     pipeline = live.pipeline
     frames = pipeline.read(pipeline.names.interactions)
@@ -417,7 +474,8 @@ def test_without_kafka_it_ends_and_says_so(live: Live) -> None:
 def refused(live: Live, generation: str, request: Request, **environment: str) -> str:
     """Why a request is not planned."""
     settings = live.pipeline.settings(REDIS__GENERATION=generation, **environment)
-    with pytest.raises(DriftlineError) as error, open_target(settings, "g1", is_named=False) as target:
+    named = "MODEL__BUNDLE" in environment
+    with pytest.raises(DriftlineError) as error, open_target(settings, "g1", is_named=named) as target:
         make_plan(target, request, 2, 1_800_000_000_000)
     return str(error.value)
 

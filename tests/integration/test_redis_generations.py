@@ -1,5 +1,6 @@
 from collections.abc import Callable, Iterator
 
+import msgspec
 import pytest
 from pydantic import SecretStr
 from redis import Redis
@@ -13,6 +14,7 @@ from streams.settings import RedisSettings
 from streams.store.protocol import Watermark
 from streams.store.redis import RedisFilling, RedisGenerations, RedisStore
 from streams.store.redis.filling import ClaimLost, FilledWindow, WatermarkMoved
+from tests.integration.waiting import wait_until
 from tests.store_contract import CLICKS, PARTITIONS, TOPIC_ID, row, swap
 
 G1 = Generation("g1", "pooling", "aaaaaaaaaaaa", "space-a", "/models/a", 1_000, "live")
@@ -137,6 +139,17 @@ def test_a_plan_is_made_once_and_kept_until_it_is_done(filling: RedisFilling, ot
     assert other.plan() is None
 
 
+def test_a_plan_that_is_done_is_followed_by_one_other(filling: RedisFilling, other: RedisFilling) -> None:
+    following, another = (msgspec.structs.replace(PLAN, created_ms=created_ms) for created_ms in (6_000, 7_000))
+    filling.begin(PLAN, {0: Progress(10)})
+    assert filling.begin(following, {0: Progress(10, events=8)}, PLAN)
+    assert not other.begin(another, {0: Progress(10)}, PLAN)
+    assert other.plan() == following
+    assert other.progress([0]) == {0: Progress(10, events=8)}
+    filling.end(PLAN)  # by one who was slow
+    assert other.plan() == following
+
+
 def test_each_partition_belongs_to_exactly_one_share() -> None:
     assert [PLAN.partitions_of(share) for share in range(3)] == [[0, 3, 6], [1, 4, 7], [2, 5]]
 
@@ -150,6 +163,31 @@ def test_a_partition_is_claimed_by_one_worker_until_it_gives_it_back(
     assert not other.is_claimed([1])  # all or none
     filling.release([2, 5])
     assert other.claim([1, 5])
+
+
+def test_a_worker_that_was_silent_for_too_long_does_not_take_its_claim_back(settings: RedisSettings) -> None:
+    silent = RedisFilling(settings, "g2", "worker-3", 50)
+    silent.claim([2])
+    wait_until(lambda: not silent.is_claimed([2]), 60, "the claim has run out")
+    with pytest.raises(ClaimLost, match="partition 2 of generation g2 is filled by another worker now"):
+        wait_until(lambda: silent.keep({}), 60, "it is time to keep the claim")
+    assert not silent.is_claimed([2])
+    silent.close()
+
+
+def test_what_a_worker_has_read_shows_before_it_is_recorded(filling: RedisFilling, other: RedisFilling) -> None:
+    filling.begin(PLAN, {2: Progress(10), 3: Progress(5)})
+    filling.claim([2, 3])
+    read = {2: Progress(30, events=400), 3: Progress(5)}
+
+    def told() -> bool:
+        filling.keep(read)
+        return other.reading([2, 3]) == read
+
+    wait_until(told, 60, "it is told")
+    assert other.progress([2, 3]) == {2: Progress(10), 3: Progress(5)}
+    filling.checkpoint(2, None, Progress(40, events=500, is_done=True))
+    assert other.reading([2, 3])[2] == Progress(40, events=500, is_done=True)
 
 
 def test_a_window_waits_for_its_vector(filling: RedisFilling, store: RedisStore) -> None:

@@ -175,9 +175,8 @@ class PartitionFiller:
         watermark = store.read_watermark(partition)
         self._expected = None if watermark is None else watermark.offset
         self._marks: dict[Source, int] = {} if watermark is None else dict(watermark.marks)
-        # Rows come into a partition with a watermark, or with a window that waits for its vector, and such a window is
-        # recorded as an event before it is encoded. So where there is neither, no user needs to be asked for.
-        self._is_empty = watermark is None and not progress.events and not store.unencoded(partition, 1)
+        # Where no event is recorded, all are read again: a window that a crash left behind is made anew, from nothing.
+        self._is_empty = watermark is None and not progress.events
         self._windows: dict[str, FilledWindow] = {}
         # Of windows that a crash left ahead of the progress: the place up to which they are advanced.
         self._ahead: dict[str, int] = {}
