@@ -42,10 +42,10 @@ def status(
       before is in Redis or dead-lettered
     - `raw` (a list, in events) and `interactions` (in frames): `topic`, `partitions`, `log_end`, `applied`, `lag`, `made_anew`
       (deleted and made again: see `topics adopt`), `offsets` (a list of `partition`, `log_start`, `log_end`, `applied`, `lag`)
-    - `watermarks`: partition of `interactions` to the offset of the frame applied last; null: none yet
+    - `generation`: that is served; `watermarks`: partition of `interactions` to the offset of the frame applied last; null: none yet
     - `store_partitions`: null while the store is empty
     - `recommendations`, `dead_letters`: `topic`, `partitions`, `log_end`
-    - `model`: `name`, `version`, `error` of the configured bundle
+    - `model`: `name`, `version`, `error` of the bundle that is served
     - `workers`: `ingest` and `evolve`, lists of `client_id`, `host`, `partitions` by topic; null where Kafka does not tell
     """
     settings = operator_settings(
@@ -53,10 +53,14 @@ def status(
     )
     from streams.log.admin import LogAdmin  # noqa: PLC0415 - `driftline --help` needs no client library
     from streams.services.status import pipeline_status  # noqa: PLC0415
-    from streams.store.redis import open_served_store  # noqa: PLC0415
+    from streams.store.redis import RedisGenerations, RedisStore  # noqa: PLC0415
 
-    with LogAdmin(settings.kafka, settings.ingest.group) as admin, closing(open_served_store(settings.redis)) as store:
-        found = pipeline_status(settings, admin, store)
+    with closing(RedisGenerations(settings.redis)) as generations:
+        serving = generations.serving()
+        record = generations.find(serving.generation)
+    store = RedisStore(settings.redis, serving.generation)
+    with LogAdmin(settings.kafka, settings.ingest.group) as admin, closing(store):
+        found = pipeline_status(settings, admin, store, serving, record)
     if output is OutputFormat.JSON:
         print_json(found)
         return
@@ -81,7 +85,10 @@ def status(
         )
     )  # fmt: skip
     console.print(
-        visible("Watermarks: " + ("  ".join(f"{p}:{'–' if n is None else n}" for p, n in found.watermarks.items())))
+        visible(
+            f"Watermarks of generation {found.generation}: "
+            + ("  ".join(f"{p}:{'–' if n is None else n}" for p, n in found.watermarks.items()))
+        )
     )
     model = found.model
     console.print(visible(f"Model: {model.error or f'{model.name} {model.version}'}"))

@@ -16,7 +16,8 @@ from streams.errors import DriftlineError, StateRefused, UsageError
 from streams.interest.window import InvalidState, UserState, decode_state
 from streams.log.admin import LogAdmin
 from streams.log.topics import Extent, Partition, Topic
-from streams.services.parts import find_bundle, open_engine
+from streams.services.bundle import find_bundle
+from streams.services.parts import open_engine
 from streams.services.topics import partitions_of
 from streams.settings import RedisSettings, Settings
 from streams.store.protocol import UserRecord, Watermark

@@ -2,21 +2,19 @@
 
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from time import time
 from typing import Literal, Protocol
 
 import structlog
 
 from models.bundle import Bundle, read_bundle
-from models.errors import BundleError
 from streams.contracts.generation import Generation, Serving
 from streams.errors import StateRefused
 from streams.interest.encode import Encoder, open_scorer
 from streams.interest.engine import Engine, EngineRules
 from streams.log.producer import Producer
 from streams.services.applier import EngineLike, Outbox
-from streams.services.bundle import bundle_path
+from streams.services.bundle import bundle_path, find_bundle
 from streams.settings import Settings
 from streams.store.protocol import ErasureStore, StateStore
 from streams.store.redis import RedisErasures, RedisGenerations, RedisStore, RedisSweep
@@ -91,6 +89,8 @@ def open_served(settings: Settings, generations: RedisGenerations, serving: Serv
     """
     record = generations.find(serving.generation)
     bundle = find_bundle(settings, serving, record)
+    if settings.model.bundle not in (None, bundle.path):
+        _logger.warning("another model than that of model.bundle was activated", served=serving.model, path=bundle.path)
     engine, encoder = open_engine(settings, bundle, serving.generation)
     record_model(generations, serving.generation, bundle)
     name = serving.generation
@@ -132,45 +132,6 @@ def open_engine(
         diversity=chosen.diversity,
     )
     return Engine(bundle, encoder, rules, scorer), encoder
-
-
-def find_bundle(settings: Settings, serving: Serving, record: Generation | None) -> Bundle:
-    """The bundle of the version that is served; until one was activated, that of the settings.
-
-    A version is looked for in the settings' bundle, in the registry, and where it was when its generation was begun.
-
-    Raises:
-        BundleError: It is in none of these, or broken.
-    """
-    configured = bundle_path(settings.model.bundle)
-    if not serving.model:
-        return read_bundle(configured)
-    looked: list[str] = []
-    places: list[Path] = [configured]
-    if settings.model.registry is not None:
-        places.append(settings.model.registry / serving.model)
-    if record is not None and record.model == serving.model:
-        places.append(Path(record.bundle))
-    for place in places:
-        try:
-            bundle = read_bundle(place)
-        except BundleError as error:
-            looked.append(f"{place}: {error}")
-            continue
-        if bundle.config.version != serving.model:
-            looked.append(f"{place} is version {bundle.config.version}")
-            continue
-        if place != configured and settings.model.bundle is not None:
-            _logger.warning(
-                "another model than that of model.bundle was activated and is served",
-                served=serving.model,
-                path=str(place),
-            )
-        return bundle
-    raise BundleError(
-        f"generation {serving.generation} is served with model version {serving.model}, which is not here: "
-        f"{'; '.join(looked)}. Put it where this machine finds it: model.bundle, or a folder {serving.model} in model.registry"
-    )
 
 
 def record_model(generations: RedisGenerations, name: str, bundle: Bundle) -> None:

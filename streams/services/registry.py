@@ -13,7 +13,8 @@ from models.bundle import Bundle, read_bundle
 from models.errors import BundleError
 from streams.contracts.generation import Generation, Serving
 from streams.errors import UsageError
-from streams.services.parts import find_bundle, open_engine, record_model
+from streams.services.bundle import find_bundle
+from streams.services.parts import open_engine, record_model
 from streams.settings import Settings
 from streams.store.redis import RedisGenerations
 

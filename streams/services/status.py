@@ -4,12 +4,12 @@ from collections.abc import Iterable, Mapping
 
 from msgspec import Struct
 
-from models.bundle import read_bundle
 from models.errors import BundleError
+from streams.contracts.generation import Generation, Serving
 from streams.errors import AuthenticationFailed
 from streams.log.admin import LogAdmin
 from streams.log.topics import Committed, Extent, Partition, Topic
-from streams.services.bundle import bundle_path
+from streams.services.bundle import find_bundle
 from streams.services.topics import partitions_of
 from streams.settings import Settings
 from streams.store.protocol import StateStore, Watermark
@@ -58,7 +58,7 @@ class OutputStatus(Struct, frozen=True):
 
 
 class ModelStatus(Struct, frozen=True):
-    """The configured bundle; ``error`` says why there is no name."""
+    """The bundle that is served; ``error`` says why there is no name."""
 
     name: str | None
     version: str | None
@@ -86,6 +86,7 @@ class PipelineStatus(Struct, frozen=True):
     Attributes:
         total_lag: Events of the raw topics plus frames of `interactions` that are still to be done. 0 exactly when
             every event that was produced before this question is in Redis or dead-lettered.
+        generation: That is served; what is said of the store is said of it.
         watermarks: For each partition of `interactions` the offset of the last applied frame.
         store_partitions: How many partitions the store was filled with; None: it is empty.
         workers: None: the broker does not tell (librdkafka's mock cluster).
@@ -94,6 +95,7 @@ class PipelineStatus(Struct, frozen=True):
     total_lag: int
     raw: list[StepStatus]
     interactions: StepStatus
+    generation: str
     watermarks: dict[str, int | None]
     store_partitions: int | None
     recommendations: OutputStatus
@@ -102,7 +104,9 @@ class PipelineStatus(Struct, frozen=True):
     workers: Workers | None
 
 
-def pipeline_status(settings: Settings, admin: LogAdmin, store: StateStore) -> PipelineStatus:
+def pipeline_status(
+    settings: Settings, admin: LogAdmin, store: StateStore, serving: Serving, record: Generation | None
+) -> PipelineStatus:
     """Look at everything once, in the order that makes ``total_lag`` true.
 
     An event is first in a raw log, then in a frame, and only then below ingest's commit; a frame is first in its log,
@@ -111,6 +115,8 @@ def pipeline_status(settings: Settings, admin: LogAdmin, store: StateStore) -> P
 
     Args:
         admin: Of ingest's group.
+        store: Of the generation that is served.
+        record: What is recorded of that.
 
     Raises:
         TopicMissing: A topic of the settings does not exist.
@@ -133,11 +139,12 @@ def pipeline_status(settings: Settings, admin: LogAdmin, store: StateStore) -> P
         sum(step.lag for step in [*steps, of_frames]),
         steps,
         of_frames,
+        serving.generation,
         {str(number): None if mark is None else mark.offset for number, mark in watermarks.items()},
         store.partitions(),
         _output_status(topics[names.recommendations], admin),
         _output_status(topics[names.dead_letters], admin),
-        _model_status(settings),
+        _model_status(settings, serving, record),
         _workers(settings, admin, interactions),
     )
 
@@ -187,9 +194,9 @@ def _output_status(topic: Topic, admin: LogAdmin) -> OutputStatus:
     return OutputStatus(topic.name, topic.partitions, sum(extent.end for extent in ends))
 
 
-def _model_status(settings: Settings) -> ModelStatus:
+def _model_status(settings: Settings, serving: Serving, record: Generation | None) -> ModelStatus:
     try:
-        config = read_bundle(bundle_path(settings.model.bundle)).config
+        config = find_bundle(settings, serving, record).config
     except BundleError as error:
         return ModelStatus(None, None, str(error))
     return ModelStatus(config.name, config.version, None)

@@ -44,7 +44,7 @@ from streams.log.producer import Producer
 from streams.log.readers import RawReader, TailReader
 from streams.settings import KafkaSettings, RedisSettings, load_settings
 from streams.store.protocol import Swap, Watermark
-from streams.store.redis import RedisErasures, RedisFilling, RedisGenerations, RedisStore
+from streams.store.redis import RedisErasures, RedisFilling, RedisGenerations, RedisStore, RedisSweep
 from streams.store.redis.filling import FilledWindow
 from tests.integration.oracle import Rule, read_model
 from tests.integration.pipeline import Names, Pipeline, Raw, Worker
@@ -61,7 +61,7 @@ WRONG = "wr0ng-s3same=,:%/#@"
 SECRETS = (KAFKA_PASSWORD, KEY_PASSWORD, REDIS_PASSWORD, WRONG)
 # Everything that Driftline asks of Redis, scripts included; INFO and CONFIG GET are for `driftline doctor` alone.
 REDIS_RIGHTS = (
-    *("+get", "+set", "+del", "+unlink", "+exists", "+pexpire", "+scan"),
+    *("+get", "+mget", "+set", "+del", "+unlink", "+exists", "+pexpire", "+scan"),
     *("+hget", "+hmget", "+hgetall", "+hexists", "+hset", "+hsetnx", "+hdel"),
     *("+sadd", "+srem", "+scard", "+srandmember"),
     *("+watch", "+unwatch", "+multi", "+exec"),
@@ -519,6 +519,10 @@ def test_the_least_rights_suffice_for_generations(secured: Secured, names: Names
         assert generations.serve(serving, Serving("g2", "model"))
         assert [record.name for record in generations.all()] == ["g2"]
         assert sum(generations.drop("g2")) == 3
+    with closing(RedisSweep(settings, "g2")) as sweep:
+        sweep.record(0, "model")
+        assert sweep.unswept([0, 1], "model") == [1]
+        assert list(sweep.outdated([0], "model")) == []
 
 
 def test_a_redis_user_kept_to_other_keys_is_refused_at_once(secured: Secured) -> None:

@@ -33,8 +33,7 @@ from streams.services.backfill.events import Count
 from streams.services.backfill.files import FileSource, find_files
 from streams.services.backfill.ranges import Range, parse_range, resolve
 from streams.services.backfill.raw import RawSource
-from streams.services.bundle import bundle_path
-from streams.services.parts import find_bundle
+from streams.services.bundle import bundle_path, find_bundle
 from streams.services.topics import partitions_of, roles
 from streams.settings import Settings
 from streams.store.protocol import Watermark

@@ -4,6 +4,7 @@ from typing import cast
 import pytest
 
 from streams.contracts.frame import Source
+from streams.contracts.generation import Serving
 from streams.log.admin import LogAdmin
 from streams.log.topics import Committed, Extent, GroupMember, Partition, Topic
 from streams.services.status import PipelineStatus, pipeline_status
@@ -78,7 +79,7 @@ def status(
     committed = {Partition("clicks", n): position for n, (_, position) in enumerate(clicks)}
     watermarks = {n: watermark for n, (_, watermark) in enumerate(frames) if watermark is not None}
     cluster = cast("LogAdmin", Cluster(extents, committed, asked, topics))
-    return pipeline_status(SETTINGS, cluster, Store(watermarks, asked))
+    return pipeline_status(SETTINGS, cluster, Store(watermarks, asked), Serving("g1"), None)
 
 
 def at(offset: int, topic_id: str = "id-i") -> Watermark:
