@@ -58,6 +58,7 @@ from streams.observe.health import Health
 from streams.observe.metrics import EvolveMetrics
 from streams.services.arrivals import Intake, add_arrivals
 from streams.services.handovers import Handover, handover_frames
+from streams.services.poison import one_by_one_if_need_be
 from streams.settings import Settings
 from streams.store.protocol import ErasureStore, Reading, StateStore, Swap, UserRecord, Watermark
 
@@ -334,9 +335,8 @@ class Applier:
 
     def _encode_again(self, records: Sequence[UserRecord]) -> list[UserRow | None]:
         """A row for each; none where it cannot be read, or breaks the model: the next event of the user tells."""
-        if not records:
-            return []
-        try:
+
+        def encode(some: Sequence[UserRecord]) -> Sequence[UserRow]:
             windows = [
                 UserWindow(
                     record.user_id,
@@ -344,19 +344,14 @@ class Applier:
                     decode_recommendation(record.row.recommendations).trigger,
                     None,
                 )
-                for record in records
+                for record in some
             ]
-            return list(self._engine.encode(windows, _now_ms()))
-        except DriftlineError:
-            raise
-        # As for events: one window may break any library below.
-        except Exception as error:  # noqa: BLE001
-            self._engine.verify()
-            if len(records) == 1:
-                _logger.error("row not encoded again", user=records[0].user_id, error=repr(error))
-                return [None]
-        middle = len(records) // 2
-        return [*self._encode_again(records[:middle]), *self._encode_again(records[middle:])]
+            return self._engine.encode(windows, _now_ms())
+
+        def alone(record: UserRecord, error: Exception) -> None:
+            _logger.error("row not encoded again", user=record.user_id, error=repr(error))
+
+        return one_by_one_if_need_be(records, encode, alone, self._engine.verify)
 
     def check_tail(self) -> None:
         """See whether the store still has what this worker applied: without new frames nothing else would look.
@@ -478,25 +473,19 @@ class Applier:
         self, users: Sequence[UserEvents], owners: Sequence[_Part], seconds: StageSeconds
     ) -> list[UserUpdate | None]:
         """Evolve users; one whose events break the model is left out and the event dead-lettered."""
-        if not users:
-            return []
-        try:
-            return list(self._engine.evolve(users, _now_ms(), seconds))
-        except DriftlineError:
-            raise
-        except InvalidState as error:
-            if len(users) == 1:
-                raise _unreadable(users[0].user_id, error) from error
-        # A poisonous event may break any library below. Nothing is lost: the event is found and dead-lettered.
-        except Exception as error:  # noqa: BLE001
-            self._engine.verify()  # a model that fails on everything is no fault of the events: ends the process
-            if len(users) == 1:
-                return [self._without_poison(users[0], owners[0], error, seconds)]
-        middle = len(users) // 2
-        return [
-            *self._evolve(users[:middle], owners[:middle], seconds),
-            *self._evolve(users[middle:], owners[middle:], seconds),
-        ]
+
+        def alone(one: tuple[UserEvents, _Part], error: Exception) -> UserUpdate | None:
+            user, owner = one
+            if isinstance(error, InvalidState):
+                raise _unreadable(user.user_id, error) from error
+            return self._without_poison(user, owner, error, seconds)
+
+        return one_by_one_if_need_be(
+            list(zip(users, owners, strict=True)),
+            lambda some: self._engine.evolve([user for user, _ in some], _now_ms(), seconds),
+            alone,
+            self._engine.verify,
+        )
 
     def _without_poison(
         self, user: UserEvents, owner: _Part, error: Exception, seconds: StageSeconds

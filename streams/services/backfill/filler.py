@@ -42,6 +42,7 @@ from streams.interest.window import (
 from streams.log.topics import Message
 from streams.services.arrivals import Intake, add_arrivals
 from streams.services.backfill.events import SourceEvent
+from streams.services.poison import one_by_one_if_need_be
 from streams.store.protocol import ErasureStore, Watermark
 from streams.store.redis.filling import FilledWindow
 
@@ -413,19 +414,9 @@ class PartitionFiller:
 
     def _encode(self, windows: Sequence[UserWindow]) -> list[UserRow]:
         """Rows of windows; of one that breaks the model the events are tried one by one, as when they were live."""
-        if not windows:
-            return []
-        try:
-            return self._engine.encode(windows, _now_ms())
-        except DriftlineError:
-            raise
-        # A poisonous event may break any library below.
-        except Exception as error:  # noqa: BLE001
-            self._engine.verify()  # a model that fails on everything is no fault of the events: ends the process
-            if len(windows) == 1:
-                return [self._without_poison(windows[0], error)]
-        middle = len(windows) // 2
-        return [*self._encode(windows[:middle]), *self._encode(windows[middle:])]
+        return one_by_one_if_need_be(
+            windows, lambda some: self._engine.encode(some, _now_ms()), self._without_poison, self._engine.verify
+        )
 
     def _without_poison(self, window: UserWindow, error: Exception) -> UserRow:
         row = self._engine.encode([replace(window, state=EMPTY_STATE)], _now_ms())[0]
