@@ -133,6 +133,7 @@ def broker_killed(on: Round) -> None:
     if on.rng.random() < 0.5:
         kill(on)
     on.wait_for_progress()
+    on.note("the others go on")
     _start(on, broker)
 
 
@@ -345,8 +346,9 @@ def _start(on: Round, broker: KafkaServer) -> None:
     """Start a broker again, and wait until it has caught up with the others."""
     broker.kill()
     broker.start(300)
-    on.wait_until(lambda: _all_in_sync(on), "every broker has every message")
     on.note(f"broker {_number(on, broker)} is back")
+    on.wait_until(lambda: _all_in_sync(on), "every broker has every message")
+    on.note("it has every message")
 
 
 def _all_in_sync(on: Round) -> bool:
