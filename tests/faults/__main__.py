@@ -32,7 +32,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from streams.observe.logs import configure_logging
 from tests.faults import mutants
-from tests.faults.campaign import Report, run_round, schedule, write_bundle
+from tests.faults.campaign import Report, run_round, schedule, write_bundles
 from tests.faults.faults import FAULTS
 from tests.faults.stack import cluster_in
 
@@ -87,7 +87,7 @@ def main(
 
 def _run(report: Report, directory: Path, kills: int, rounds: int | None, only: list[str], mutant: str | None) -> None:
     commands = {} if mutant is None else mutants.commands(mutant)
-    bundle, model = write_bundle(directory)
+    bundle, model = write_bundles(directory)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     console = Console(stderr=True)
     with Progress(*columns, console=console) as progress:

@@ -16,10 +16,11 @@ from export.pooling import write_pooling_bundle
 from models.spec import WindowRule
 from streams.errors import DriftlineError
 from tests.faults.faults import FAULTS
-from tests.faults.round import Entry, Round
+from tests.faults.round import OTHER_SPACE, OTHER_VERSION, Entry, Round
 from tests.faults.traffic import ITEMS, RULE
 from tests.integration import oracle
-from tests.integration.oracle import Model, read_model
+from tests.integration.oracle import Doubled, Versions, read_model
+from tests.small_models import write_doubled_bundle
 
 # Enough for several at a time to be killed, woken and moved around; more would only be slower to start.
 WORKERS: Final = {"ingest": 2, "evolve": 3}
@@ -77,11 +78,21 @@ class Report:
         )
 
 
-def write_bundle(directory: Path) -> tuple[Path, Model]:
-    """A small model, and what the oracle knows of it."""
-    path = directory / "bundle"
-    write_pooling_bundle(path, list(ITEMS), dim=16, window=WindowRule(max=RULE.longest, keep=RULE.keep))
-    return path, read_model(path)
+def write_bundles(directory: Path) -> tuple[Path, Versions]:
+    """Small models: one to begin with, another version of it, and one of other vectors; and what the oracle knows of them.
+
+    Returns:
+        The first one's folder, in which the names of the others are beside it (`round.OTHER_VERSION`, `round.OTHER_SPACE`).
+    """
+    window = WindowRule(max=RULE.longest, keep=RULE.keep)
+    path = directory / "first"
+    first = write_pooling_bundle(path, list(ITEMS), dim=16, window=window)
+    second = write_doubled_bundle(directory / OTHER_VERSION, list(ITEMS), dim=16, window=window)
+    third = write_pooling_bundle(directory / OTHER_SPACE, list(ITEMS), dim=24, window=window)
+    model = read_model(path)
+    doubled = Doubled(model.rows, model.vectors)
+    known = ((first, model), (second, doubled), (third, read_model(third.path)))
+    return path, Versions({bundle.config.version: of_bundle for bundle, of_bundle in known})
 
 
 def schedule(seed: int, only: Sequence[str] = (), count: int = _FAULTS_A_ROUND) -> list[str]:
@@ -100,7 +111,7 @@ def run_round(
     directory: Path,
     cluster: KafkaCluster,
     bundle: Path,
-    model: Model,
+    model: Versions,
     seed: int,
     faults: Sequence[str],
     *,
@@ -185,7 +196,7 @@ def _count_wrongs(on: Round) -> tuple[int, int]:
         raw = [*pipeline.deleted, *pipeline.read(*on.names.types)]
         frames = pipeline.read(on.names.interactions)
         letters = pipeline.read(on.names.dead_letters)
-        rows = pipeline.rows()
+        rows = pipeline.served_rows()
     except (DriftlineError, KafkaException, RedisError):
         return 0, 0
     judged = {message.place: oracle.judge(message, on.names.types) for message in raw}

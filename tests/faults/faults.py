@@ -4,6 +4,7 @@ A fault waits for conditions; only where time itself is the fault does it wait f
 broke is there again, though not yet recovered.
 """
 
+import json
 import resource
 import signal
 import sys
@@ -21,7 +22,7 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]  # 2.16
 
 from deploy.local.servers import KafkaServer
 from tests.faults import wrong_clock
-from tests.faults.round import Round
+from tests.faults.round import OTHER_SPACE, OTHER_VERSION, Round
 from tests.faults.stack import COPIES
 from tests.integration import crash_worker
 from tests.integration.pipeline import REFUSED, SESSION_S, Worker
@@ -331,6 +332,48 @@ def answers_lost(on: Round) -> None:
     on.wait_until(lambda: on.redis.proxy.answers_to_lose == 0, "that many are lost")
 
 
+# What is served
+
+
+def model_swapped(on: Round) -> None:
+    """Another version of the model takes the place of the one that is served, or that one comes back."""
+    other = on.bundle.parent / OTHER_VERSION
+    versions = {path: str(json.loads((path / "config.json").read_text())["version"]) for path in (on.bundle, other)}
+    for path in versions:
+        on.operate("model", "publish", str(path))
+    path = on.rng.choice(list(versions))
+    on.note(f"activate version {versions[path]}")
+    # Where it is served already, or the generation is of other vectors, it is refused, as it must be.
+    if on.operate("model", "activate", versions[path], refused=("is served already", "other items, item vectors")):
+        _kill_one(on)
+    else:
+        on.note("which is refused")
+
+
+def generation_activated(on: Round) -> None:
+    """Another generation is filled, with any of the models, and served from then on; the one before may be dropped."""
+    name = f"r{len(on.history)}"
+    bundle = on.rng.choice((on.bundle, on.bundle.parent / OTHER_VERSION, on.bundle.parent / OTHER_SPACE))
+    before = on.ask(on.pipeline.served, "Redis tells which generation is served")
+    on.note(f"fill generation {name} with model {bundle.name}")
+    on.operate("backfill", "--generation", name, "--bundle", str(bundle), "--workers", "1", "--execute")
+    on.note(f"activate it in the place of {before}")
+    on.operate("generations", "activate", name, "--ignore-limits", refused=("is served already",))
+    _kill_one(on)
+    on.wait_for_progress()
+    if on.rng.random() < 0.5:
+        on.note(f"drop {before}")
+        on.operate("generations", "drop", before, "--yes", refused=("there is no generation",))
+
+
+def _kill_one(on: Round) -> None:
+    """Whoever is about to change over may die in the midst of it."""
+    if on.rng.random() < 0.5:
+        victim = on.rng.choice(on.workers("evolve"))
+        on.note(f"kill {victim.name}")
+        on.kill(victim)
+
+
 # Parts of faults
 
 
@@ -420,8 +463,7 @@ class Fault:
     exits: frozenset[int] = frozenset()
 
 
-# All that there is. Another one, such as a model that is swapped, a generation that is activated or a person who is erased
-# in the midst of all this, is a function above and a line here; what it makes the oracle expect goes to `Round.judge`.
+# All that there is. Another one is a function above and a line here; what it makes the oracle expect goes to `Round.judge`.
 FAULTS: Final[Mapping[str, Fault]] = {
     "kill": Fault(kill, 12),
     "kill-at-step": Fault(kill_at_step, 3),
@@ -445,4 +487,6 @@ FAULTS: Final[Mapping[str, Fault]] = {
     "redis-slow": Fault(redis_slow, 0.5),
     "redis-cut": Fault(redis_cut, 0.7),
     "answers-lost": Fault(answers_lost, 0.7),
+    "model-swapped": Fault(model_swapped),
+    "generation-activated": Fault(generation_activated, 1, frozenset({_LOST_TAIL})),
 }

@@ -20,7 +20,7 @@ from tests.faults.stack import COPIES, RedisPair
 from tests.faults.traffic import RULE, FaultNames, Traffic
 from tests.faults.watcher import Watcher
 from tests.integration import crash_worker
-from tests.integration.oracle import Model
+from tests.integration.oracle import Versions
 from tests.integration.pipeline import Account, Pipeline, Worker
 
 # How long anything may take before it counts as stuck, on a machine that is busy with other things.
@@ -29,6 +29,9 @@ PATIENCE_S: Final = 300.0
 _STEP_S: Final = 60.0
 _STOP_S: Final = 120.0
 KILLED: Final = -signal.SIGKILL
+# Bundles beside the one that a round begins with: one that may take its place, and one whose vectors are others.
+OTHER_VERSION: Final = "second"
+OTHER_SPACE: Final = "third"
 # Kafka or Redis did not answer in time, and a restart helps: on a slow machine that needs no fault.
 _SURROUNDINGS: Final = frozenset({10, 11, 12, 13, 15})
 _PARTITIONS: Final = 8
@@ -38,6 +41,7 @@ _SETTINGS: Final = {
     "INGEST__FRAME_EVENTS": "20",
     "EVOLVE__BATCH_USERS": "40",
     "TOPICS__REPLICATION_FACTOR": str(COPIES),
+    "EVOLVE__SWEEP_USERS_PER_SECOND": "500",
 }
 
 
@@ -95,8 +99,8 @@ class Round:
         self.tally = Tally()
         self.may_end_with = {0, KILLED, *_SURROUNDINGS}
         self.redis = RedisPair(directory)
+        self.bundle = bundle
         self._directory = directory
-        self._bundle = bundle
         self._wanted = workers
         self._commands = commands
         self._per_second = per_second
@@ -112,10 +116,10 @@ class Round:
                     servers,
                     self.redis.url,
                     self.names,
-                    self._bundle,
+                    self.bundle,
                     partitions=_PARTITIONS,
                     copies=COPIES,
-                    settings=_SETTINGS,
+                    settings={**_SETTINGS, "MODEL__REGISTRY": str(self._directory / "registry")},
                 )
             )
             self.kafka = AdminClient({"bootstrap.servers": servers, "log_level": 0})
@@ -206,6 +210,26 @@ class Round:
         watermarks = self.pipeline.watermarks()
         return all(watermarks[number] >= end - 1 for number, end in frames.items())
 
+    def operate(self, *arguments: str, refused: Sequence[str] = ()) -> bool:
+        """Run a command until it works: Kafka or Redis may not be well yet.
+
+        Args:
+            refused: What it may say in refusing for good; then False is returned.
+        """
+        answers: list[bool] = []
+
+        def is_answered() -> bool:
+            finished = self.pipeline.run(*arguments, timeout_s=PATIENCE_S)
+            assert "Traceback" not in finished.stderr, finished.stderr
+            if finished.returncode == 0:
+                answers.append(True)
+            elif any(words in " ".join(finished.stderr.split()) for words in refused):
+                answers.append(False)
+            return bool(answers)
+
+        self.wait_until(is_answered, f"driftline {' '.join(arguments)} works")
+        return answers[0]
+
     # Workers
 
     def workers(self, service: str = "") -> list[Worker]:
@@ -279,7 +303,7 @@ class Round:
             with suppress(KafkaException):
                 future.result()
 
-    def judge(self, model: Model) -> Account:
+    def judge(self, model: Versions) -> Account:
         """Compare everything with the oracle.
 
         Raises:

@@ -14,10 +14,10 @@ from streams.log.admin import LogAdmin
 from streams.log.topics import Partition
 from streams.settings import KafkaSettings
 from tests.faults import mutants
-from tests.faults.campaign import Report, run_round, write_bundle
+from tests.faults.campaign import Report, run_round, write_bundles
 from tests.faults.round import KILLED, Round
 from tests.faults.stack import cluster_in
-from tests.integration.oracle import Model
+from tests.integration.oracle import Versions
 from tests.integration.waiting import wait_until
 
 SEED = 20
@@ -37,12 +37,12 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KafkaCluster]:
 
 
 @pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Model]:
-    return write_bundle(tmp_path_factory.mktemp("model"))
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Versions]:
+    return write_bundles(tmp_path_factory.mktemp("model"))
 
 
 def test_nothing_is_lost_and_nothing_counts_twice_whatever_happens(
-    cluster: KafkaCluster, bundle: tuple[Path, Model], tmp_path: Path
+    cluster: KafkaCluster, bundle: tuple[Path, Versions], tmp_path: Path
 ) -> None:
     report = Report(SEED)
     run_round(report, tmp_path / "round", cluster, *bundle, SEED, FAULTS, workers={"ingest": 2, "evolve": 2})
@@ -69,7 +69,7 @@ def is_answered(admin: LogAdmin, partitions: list[Partition]) -> bool:
 
 
 def test_an_ingest_that_commits_before_it_sends_is_found_out(
-    cluster: KafkaCluster, bundle: tuple[Path, Model], tmp_path: Path
+    cluster: KafkaCluster, bundle: tuple[Path, Versions], tmp_path: Path
 ) -> None:
     path, model = bundle
     commands = {"ingest": mutants.command("commits-first", call=3)}

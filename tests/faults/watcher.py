@@ -1,11 +1,12 @@
 """Looks at Redis all the time while faults happen: what must hold at every moment, and how long recoveries take."""
 
+import json
 import threading
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from redis import Redis
 from redis.exceptions import RedisError
@@ -55,7 +56,6 @@ class Watcher(threading.Thread):
     """Reads watermarks and rows some twenty times a second, past the workers' proxy. Use it as a context.
 
     Attributes:
-        generation: Which is looked at.
         violations: What must never be and was seen.
         recoveries_s: For each kill the time until everything that was in the log then was applied. That is not the killed
             worker's partitions only but all of them, so at least as long.
@@ -65,13 +65,12 @@ class Watcher(threading.Thread):
         super().__init__(name="watcher", daemon=True)
         self.violations: list[str] = []
         self.recoveries_s: list[float] = []
-        self.generation = "g1"
         self._redis = redis
         self._names = names
         self._partitions = partitions
         self._admin = LogAdmin(KafkaSettings(bootstrap_servers=servers), names.ingest_group)
         self._samples: set[Sample] = set()
-        self._highest: dict[int, int] = {}
+        self._highest: dict[tuple[str, int], int] = {}
         self._is_losing = False
         self._losses = 0
         self._pending: list[_Recovery] = []
@@ -149,22 +148,24 @@ class Watcher(threading.Thread):
         server = self._redis.primary
         while server is self._redis.primary and not self._stopping.wait(_EVERY_S):
             losses = self._losses
-            watermarks, states = self._look(client)
+            generation, watermarks, states = self._look(client)
             with self._lock:
                 # One that was read before a loss and one after it do not compare.
                 if losses == self._losses and not self._is_losing:
-                    self._check(watermarks)
+                    self._check(generation, watermarks)
             self._samples.update(
                 Sample(user, watermarks[partition_of(user, self._partitions)], state) for user, state in states.items()
             )
             self._measure(watermarks)
 
-    def _look(self, client: Redis) -> tuple[dict[int, int], dict[str, bytes | None]]:
-        """Watermarks, and the rows of some users, as of one moment."""
+    def _look(self, client: Redis) -> tuple[str, dict[int, int], dict[str, bytes | None]]:
+        """The generation that is served, its watermarks, and the rows of some users, as of one moment."""
         self._turns += 1
         first = self._turns * _AT_A_TIME % len(_WATCHED)
         users = _WATCHED[first : first + _AT_A_TIME]
-        prefix = f"{self._names.key_prefix}:{self.generation}"
+        raw: Any = client.get(f"{self._names.key_prefix}:generation")
+        generation = "g1" if raw is None else str(json.loads(raw)["generation"])
+        prefix = f"{self._names.key_prefix}:{generation}"
         with client.pipeline(transaction=True) as pipe:
             for number in range(self._partitions):
                 pipe.hget(f"{prefix}:{{{number}}}:watermark", "offset")
@@ -172,14 +173,16 @@ class Watcher(threading.Thread):
                 pipe.hget(f"{prefix}:{{{partition_of(user, self._partitions)}}}:user:{user}", "state")
             found: Sequence[bytes | None] = pipe.execute()
         offsets = [-1 if offset is None else int(offset) for offset in found[: self._partitions]]
-        return dict(enumerate(offsets)), dict(zip(users, found[self._partitions :], strict=True))
+        return generation, dict(enumerate(offsets)), dict(zip(users, found[self._partitions :], strict=True))
 
-    def _check(self, watermarks: Mapping[int, int]) -> None:
+    def _check(self, generation: str, watermarks: Mapping[int, int]) -> None:
         for number, offset in watermarks.items():
-            before = self._highest.get(number, -1)
+            before = self._highest.get((generation, number), -1)
             if offset < before:
-                self.violations.append(f"the watermark of partition {number} went back from {before} to {offset}")
-            self._highest[number] = offset
+                self.violations.append(
+                    f"the watermark of partition {number} of {generation} went back from {before} to {offset}"
+                )
+            self._highest[generation, number] = offset
 
     def _measure(self, watermarks: Mapping[int, int]) -> None:
         with self._lock:

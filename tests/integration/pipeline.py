@@ -274,7 +274,7 @@ class Pipeline:
 
     Attributes:
         environment: Of the workers, and for commands.
-        generation: Whose watermarks and rows are waited for and checked.
+        generation: Whose watermarks and rows are waited for and checked; None: of the one that is served.
         deleted, deleted_ids: What was in raw topics that were deleted and made anew, as `oracle.check_log` takes it.
     """
 
@@ -295,7 +295,7 @@ class Pipeline:
         self.partitions = partitions
         self.copies = copies
         self.workers: list[Worker] = []
-        self.generation = "g1"
+        self.generation: str | None = None
         self.deleted: list[Message] = []
         self.deleted_ids: dict[str, str] = {}
         self._servers = bootstrap_servers
@@ -553,9 +553,9 @@ class Pipeline:
 
     def watermarks(self) -> dict[int, int]:
         """The offset of the last applied frame of each partition, -1 before the first."""
-        found = {}
+        found, served = {}, self.served()
         for number in range(self.partitions):
-            offset = self._redis.hget(f"{self.names.key_prefix}:{self.generation}:{{{number}}}:watermark", "offset")
+            offset = self._redis.hget(f"{self.names.key_prefix}:{served}:{{{number}}}:watermark", "offset")
             found[number] = -1 if offset is None else int(cast("bytes", offset))
         return found
 
@@ -582,9 +582,16 @@ class Pipeline:
             for key, fields in zip(keys, hashes, strict=True)
         }
 
+    def served(self) -> str:
+        """The generation that is looked at."""
+        if self.generation is not None:
+            return self.generation
+        raw = self._redis.get(f"{self.names.key_prefix}:generation")
+        return "g1" if raw is None else str(json.loads(cast("bytes", raw))["generation"])
+
     def served_rows(self) -> dict[str, dict[str, bytes]]:
         """Those of `generation`."""
-        prefix = f"{self.names.key_prefix}:{self.generation}:"
+        prefix = f"{self.names.key_prefix}:{self.served()}:"
         return {key: row for key, row in self.rows().items() if key.startswith(prefix)}
 
     # The oracle
@@ -600,7 +607,9 @@ class Pipeline:
             self.deleted_ids,
         )
 
-    def check(self, rule: oracle.Rule, model: oracle.Model, k: int = 10, log: oracle.Log | None = None) -> "Account":
+    def check(
+        self, rule: oracle.Rule, model: oracle.Model | oracle.Versions, k: int = 10, log: oracle.Log | None = None
+    ) -> "Account":
         """Compare everything that was written with the oracle; call it when everything is applied.
 
         Args:
@@ -608,8 +617,8 @@ class Pipeline:
         """
         names = self.names
         log = self.read_log() if log is None else log
-        rows = self.rows()
-        outcomes = oracle.check_rows(rows, log, rule, model, self.partitions, names.key_prefix, k, self.generation)
+        rows = self.served_rows()
+        outcomes = oracle.check_rows(rows, log, rule, model, self.partitions, names.key_prefix, k, self.served())
         assert log.raw_count == outcomes.total() + len(log.bad)
         return Account(
             raw=log.raw_count,

@@ -4,7 +4,7 @@ import json
 import shutil
 import signal
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,7 +12,7 @@ import pytest
 from deploy.local.servers import KafkaServer, RedisServer
 from export.pooling import write_pooling_bundle
 from models.spec import WindowRule
-from tests.integration.oracle import Model, Rule, Vectors, check_rows, read_model
+from tests.integration.oracle import Doubled, Model, Rule, check_rows, read_model
 from tests.integration.pipeline import Names, Pipeline
 from tests.integration.test_generations import command, refusal
 from tests.integration.test_kills import simulated_events
@@ -26,13 +26,6 @@ USAGE = 2
 BUNDLE = 4
 # How long something may take on a machine that is busy with other things.
 pytestmark = pytest.mark.timeout(400)
-
-
-class Doubled(Model):
-    """What the doubled bundle computes."""
-
-    def vector(self, items: Iterable[str]) -> Vectors:
-        return 2 * super().vector(items)
 
 
 @pytest.fixture(scope="module")
