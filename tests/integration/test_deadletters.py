@@ -15,7 +15,7 @@ from typing import Any
 from confluent_kafka import Producer
 from prometheus_client import CollectorRegistry
 
-from deploy.local.servers import KafkaServer
+from deploy.local.servers import KafkaServer, RedisServer
 from streams.contracts.frame import decode_frame
 from streams.log.admin import LogAdmin
 from streams.log.readers import TailReader
@@ -92,12 +92,12 @@ def ask(config: Path, *arguments: str, code: int = 0) -> Any:
 
 
 def test_a_letter_whose_cause_has_passed_gets_in_and_a_hopeless_one_comes_back_once(
-    kafka: KafkaServer, topic_prefix: str, tmp_path: Path
+    kafka: KafkaServer, redis_server: RedisServer, topic_prefix: str, tmp_path: Path
 ) -> None:
     clicks, dead_letters = f"{topic_prefix}clicks", f"{topic_prefix}dead"
     config = tmp_path / "driftline.toml"
     config.write_text(
-        f'[kafka]\nbootstrap_servers = "{kafka.bootstrap_servers}"\n'
+        f'[kafka]\nbootstrap_servers = "{kafka.bootstrap_servers}"\n[redis]\nurl = "{redis_server.url}"\n'
         f'[topics]\nsources = {{"{clicks}" = "click"}}\ndead_letters = "{dead_letters}"\n'
     )
     settings = Settings(

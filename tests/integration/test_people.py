@@ -40,7 +40,7 @@ ITEMS = [f"item-{number}" for number in range(100)]
 KILLED = -signal.SIGKILL
 PARTITIONS = 4
 # How long something may take on a machine that is busy with other things.
-pytestmark = pytest.mark.timeout(300)
+pytestmark = pytest.mark.timeout(600)
 # Small frames and batches, so that a step is reached often.
 SETTINGS = {"INGEST__FRAME_EVENTS": "10", "EVOLVE__BATCH_USERS": "20"}
 START_MS = 1_700_000_000_000
