@@ -166,9 +166,14 @@ class LogAdmin:
         try:
             found = {Partition(p.topic, p.partition): future.result().offset for p, future in futures.items()}
         except KafkaException as error:
-            if error.args[0].code() in _STALE_EPOCH_ERRORS:
+            code = error.args[0].code()
+            if code in _STALE_EPOCH_ERRORS:
                 # librdkafka 2.16 would go on asking with the epoch that it knows.
                 self._admin.list_topics(timeout=ANSWER_S)
+            if code == KafkaError._TIMED_OUT:  # noqa: SLF001
+                # So soon, that may also be a broker that is only slow: there is time to ask again.
+                self._admin.list_topics(timeout=ANSWER_S)
+                raise KafkaException(KafkaError(KafkaError.REQUEST_TIMED_OUT, error.args[0].str())) from error
             raise
         if min(found.values()) < 0:
             # What librdkafka 2.16 makes of a broker that closes the connection, or is gone, instead of answering. It would go
