@@ -86,7 +86,7 @@ class _Server(ABC):
         """Everything that the server wrote, over all its starts."""
         return self.directory / f"{self._name.lower()}.log"
 
-    def start(self, timeout_s: float = 60.0) -> Self:
+    def start(self, timeout_s: float = 180.0) -> Self:
         """Start the server and return when it answers requests.
 
         Raises:
@@ -367,7 +367,8 @@ class KafkaServer(_Server):
             "group.consumer.min.session.timeout.ms": "100",
             # After a kill the controller keeps the dead broker's place for one session: 9 s by default.
             "broker.session.timeout.ms": "3000",
-            "broker.heartbeat.interval.ms": "300",
+            # Also how long a broker waits for the controller's answer: on a busy machine 0.3 s were too few ever to start.
+            "broker.heartbeat.interval.ms": "1000",
             "group.consumer.min.heartbeat.interval.ms": "50",
             **self._properties,
         }

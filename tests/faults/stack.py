@@ -26,6 +26,7 @@ def cluster_in(directory: Path) -> KafkaCluster:
         properties={
             # Three brokers, some workers and perhaps other people share few processors: one that is only slow is not gone.
             "broker.session.timeout.ms": "6000",
+            "broker.heartbeat.interval.ms": "2000",
             # Each partition of each round reserves twice 10 MiB otherwise.
             "log.index.size.max.bytes": "65536",
         },
