@@ -349,8 +349,10 @@ class Evolve:
         """Look once through the partitions of this worker that may have such rows."""
         loop, served = asyncio.get_running_loop(), self._served
         rate, version = self._settings.evolve.sweep_users_per_second, served.engine.model_version
+        # Not by the version alone: it may be served again before the one between was looked for to the end.
+        activation = f"{version}@{served.serving.since_ms}"
         mine = list(self._applier.next_offsets())
-        unswept = await loop.run_in_executor(self._loader, served.sweep.unswept, mine, version)
+        unswept = await loop.run_in_executor(self._loader, served.sweep.unswept, mine, activation)
         if not unswept:
             return
         found = 0
@@ -369,7 +371,7 @@ class Evolve:
             _logger.info("rows of other versions encoded again", users=found, version=version)
             return  # some may have been written meanwhile, and are looked for again
         for partition in set(unswept) & set(self._applier.next_offsets()):
-            await loop.run_in_executor(self._loader, served.sweep.record, partition, version)
+            await loop.run_in_executor(self._loader, served.sweep.record, partition, activation)
 
     def _show_served(self) -> None:
         serving, engine = self._served.serving, self._served.engine

@@ -25,10 +25,10 @@ _logger = structlog.get_logger("driftline.evolve")
 class Sweep(Protocol):
     """What evolve needs to find rows of other versions; `streams.store.redis.RedisSweep` is one."""
 
-    def unswept(self, partitions: Sequence[int], model: str) -> list[int]:
-        """The partitions that were not looked through since this version took over."""
+    def unswept(self, partitions: Sequence[int], activation: str) -> list[int]:
+        """The partitions that were not looked through to their end since this activation."""
 
-    def record(self, partition: int, model: str) -> None:
+    def record(self, partition: int, activation: str) -> None:
         """Record that a partition has no row of another version left."""
 
     def outdated(self, partitions: Collection[int], model: str) -> Iterator[list[tuple[int, str]]]:

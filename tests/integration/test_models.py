@@ -110,6 +110,15 @@ def test_a_version_takes_over_in_place_under_load_and_is_rolled_back(
     pipeline.wait_until_applied(90)
     pipeline.wait_until(lambda: versions_in(pipeline) == {old}, 120, "every row is of the old version again")
     check(pipeline, first)
+
+    # Back again before anybody has looked for what the one between wrote.
+    command(pipeline, "model", "activate", new)
+    pipeline.produce(simulated_events(pipeline.names, 300, seed=38))
+    pipeline.wait_until(lambda: new in versions_in(pipeline), 60, "some rows are of the new version")
+    command(pipeline, "model", "rollback")
+    pipeline.wait_until_applied(90)
+    pipeline.wait_until(lambda: versions_in(pipeline) == {old}, 120, "no row is of the new version any more")
+    check(pipeline, first)
     assert [worker.exits for worker in workers] == [[], [-signal.SIGKILL], []]
 
 

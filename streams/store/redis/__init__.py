@@ -7,7 +7,7 @@ Keys, where ``g1`` is a generation, and ``{3}`` a partition and, on a cluster, t
     driftline:erasures              hash: when each erased user was, milliseconds since 1970, by a digest of the id
     driftline:g1:partitions         how many partitions users are spread over
     driftline:g1:{3}:watermark      hash: offset, topic_id, partitions, and mark:<topic>:<topic id>:<partition> …
-    driftline:g1:{3}:swept          the model's version that every row is known to be of
+    driftline:g1:{3}:swept          the activation of a model since which no row is of another version
     driftline:g1:{3}:user:<id>      hash: vector, recommendations, state, model, updated_at; expires
 
 and while a backfill fills the generation:

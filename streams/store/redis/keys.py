@@ -49,7 +49,7 @@ class Keys:
         return f"{self.prefix}{{{partition}}}:user:{user_id}"
 
     def swept(self, partition: int) -> str:
-        """The version of a model for which a partition was looked through."""
+        """The activation since which a partition was looked through for rows of other versions."""
         return f"{self.prefix}{{{partition}}}:swept"
 
     def claim(self, partition: int) -> str:

@@ -26,16 +26,20 @@ class RedisSweep:
         """Close the connections."""
         self._connection.close()
 
-    def unswept(self, partitions: Sequence[int], model: str) -> list[int]:
-        """The partitions that were not looked through since this version took over."""
+    def unswept(self, partitions: Sequence[int], activation: str) -> list[int]:
+        """The partitions that were not looked through to their end since this activation.
+
+        Args:
+            activation: Tells it from every other, also of the same version.
+        """
         if not partitions:
             return []
         found: Any = self._ask(lambda: self._client.mget([self._keys.swept(number) for number in partitions]))
-        return [number for number, version in zip(partitions, found, strict=True) if version != model.encode()]
+        return [number for number, swept in zip(partitions, found, strict=True) if swept != activation.encode()]
 
-    def record(self, partition: int, model: str) -> None:
+    def record(self, partition: int, activation: str) -> None:
         """Record that a partition has no row of another version left."""
-        self._ask(lambda: self._client.set(self._keys.swept(partition), model))
+        self._ask(lambda: self._client.set(self._keys.swept(partition), activation))
 
     def outdated(self, partitions: Collection[int], model: str) -> Iterator[list[tuple[int, str]]]:
         """Partitions and ids of users whose row is another version's, a few hundred keys a step; many steps find none."""
