@@ -10,7 +10,7 @@ import numpy as np
 from models.bundle import Bundle
 from models.ranking import Ranking, Score, closest_in_window, rank_candidates, rank_items, unit_vectors
 from models.rerank import item_topics, rerank_calibrated, rerank_dpp, rerank_mmr
-from models.spec import IntArray, Vectors
+from models.spec import IntArray, Vectors, WindowRule
 from models.windows import WindowInputs, window_inputs
 from streams.contracts.recommendation import (
     ModelName,
@@ -203,6 +203,11 @@ class Engine:
     def model_name(self) -> str:
         """What people call the model."""
         return self._model.name
+
+    @property
+    def window_rule(self) -> WindowRule:
+        """How the model wants windows cut."""
+        return self._bundle.config.window
 
     @property
     def model_version(self) -> str:

@@ -6,19 +6,17 @@ from itertools import islice
 from time import time
 from typing import Final, Protocol
 
-import msgspec
 import numpy as np
 from msgspec import Struct
 
 from streams.contracts.generation import Generation, Plan, Serving
-from streams.contracts.recommendation import decode_recommendation
-from streams.errors import DriftlineError, StateRefused, UsageError
-from streams.interest.window import InvalidState, UserState, decode_state
+from streams.errors import DriftlineError, UsageError
 from streams.log.admin import LogAdmin
 from streams.log.topics import Extent, Partition, Topic
 from streams.services.bundle import find_bundle
 from streams.services.parts import open_engine
 from streams.services.topics import partitions_of
+from streams.services.users import recommendation_of, state_of
 from streams.settings import RedisSettings, Settings
 from streams.store.protocol import UserRecord, Watermark
 from streams.store.redis import RedisFilling, RedisGenerations, RedisStore
@@ -199,7 +197,7 @@ def compare(here: Rows, there: Rows, users: int, samples: int) -> Comparison:
                 distances.append(distance)
             items, other_items = _items(record), _items(other)
             overlaps.append(len(set(items) & set(other_items)) / max(1, len(items), len(other_items)))
-            same = _window(record) == _window(other)
+            same = state_of(record) == state_of(other)
             differing += not same
             if len(shown) < samples:
                 shown.append(Sample(record.user_id, same, distance, items, other_items))
@@ -434,18 +432,4 @@ def _summary(distances: Sequence[float]) -> Distances:
 
 
 def _items(record: UserRecord) -> list[str]:
-    try:
-        return [item.item_id for item in decode_recommendation(record.row.recommendations).items]
-    except msgspec.DecodeError as error:
-        raise _unreadable(record, error) from error
-
-
-def _window(record: UserRecord) -> UserState:
-    try:
-        return decode_state(record.row.state)
-    except InvalidState as error:
-        raise _unreadable(record, error) from error
-
-
-def _unreadable(record: UserRecord, error: Exception) -> StateRefused:
-    return StateRefused(f"the row of user {record.user_id!r} in the store can't be read: {error}; upgrade")
+    return [item.item_id for item in recommendation_of(record).items]

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from time import time
 from typing import Literal, Protocol
 
+import msgspec
 import structlog
 
 from models.bundle import Bundle, read_bundle
@@ -154,6 +155,4 @@ def record_model(generations: RedisGenerations, name: str, bundle: Bundle) -> No
             f"generation of its own with `driftline backfill --generation NAME --bundle {bundle.path} --execute`, then "
             f"`driftline generations activate NAME`. Or go on with the model before, at {known.bundle}"
         )
-    generations.record(
-        Generation(name, config.name, config.version, bundle.space, path, known.created_ms, known.origin)
-    )
+    generations.record(msgspec.structs.replace(new, created_ms=known.created_ms, origin=known.origin))

@@ -148,7 +148,7 @@ def show_user(settings: Settings, store: StateStore, user_id: str) -> ShownUser:
     """
     record = _read(settings, store, user_id)
     row = record.row
-    state, recommendation = _state(record), _recommendation(record)
+    state, recommendation = state_of(record), recommendation_of(record)
     titles = item_titles(settings, row.model)
     vector = np.frombuffer(row.vector, "<f4")
     return ShownUser(
@@ -185,7 +185,7 @@ def explain_user(settings: Settings, store: StateStore, user_id: str, item_id: s
     from streams.interest.encode import Encoder, open_scorer  # noqa: PLC0415 - to look at users takes no ONNX Runtime
 
     record = _read(settings, store, user_id)
-    state, recommendation = _state(record), _recommendation(record)
+    state, recommendation = state_of(record), recommendation_of(record)
     bundle = read_bundle(bundle_path(settings.model.bundle))
     if bundle.config.version != record.row.model:
         raise UsageError(
@@ -251,7 +251,7 @@ def each_user(records: Iterable[UserRecord]) -> Iterator[ExportedUser]:
         row = record.row
         vector: list[float] = np.frombuffer(row.vector, "<f4").tolist()
         yield ExportedUser(
-            record.user_id, _window(_state(record)), vector, _recommendation(record), row.model, row.updated_at
+            record.user_id, _window(state_of(record)), vector, recommendation_of(record), row.model, row.updated_at
         )
 
 
@@ -270,14 +270,16 @@ def _window(state: UserState) -> list[WindowEvent]:
     return list(map(WindowEvent, state.items, state.types, state.times, state.ids))
 
 
-def _state(record: UserRecord) -> UserState:
+def state_of(record: UserRecord) -> UserState:
+    """The window of a stored row; raises `StateRefused` where it is none."""
     try:
         return decode_state(record.row.state)
     except InvalidState as error:
         raise _unreadable(record, error) from error
 
 
-def _recommendation(record: UserRecord) -> Recommendation:
+def recommendation_of(record: UserRecord) -> Recommendation:
+    """The list of a stored row; raises `StateRefused` where it is none."""
     try:
         return decode_recommendation(record.row.recommendations)
     except msgspec.DecodeError as error:

@@ -23,7 +23,6 @@ import stamina
 import structlog
 from msgspec.structs import replace
 
-from models.bundle import read_bundle
 from streams.contracts.frame import Source, partition_of
 from streams.contracts.generation import Plan, Progress, SourceRange
 from streams.errors import StateRefused, StoreUnavailable, UsageError
@@ -35,7 +34,6 @@ from streams.log.topics import Message, Partition
 from streams.services.backfill.events import Batch, SourceEvent
 from streams.services.backfill.filler import Lists, PartitionFiller
 from streams.services.backfill.planning import extents_of, is_last_round, next_round, progress_of, source_of
-from streams.services.bundle import bundle_path
 from streams.settings import Settings
 from streams.store.protocol import Watermark
 from streams.store.redis import RedisStore
@@ -103,7 +101,6 @@ class FillingWorker:
         self._name = settings.redis.generation
         self._engine = engine
         self._is_stopped = is_stopped
-        self._rule = read_bundle(bundle_path(settings.model.bundle)).config.window
         self._filling = filling
         self._limits = limits
         self._erasures = RedisErasures(settings.redis)
@@ -255,7 +252,7 @@ class FillingWorker:
             partition,
             topic_id=plan.topic_id,
             partitions=plan.partitions,
-            rule=self._rule,
+            rule=self._engine.window_rule,
             memory=self._settings.evolve.dedupe_memory,
             progress=progress,
             cache_bytes=cache_bytes,
