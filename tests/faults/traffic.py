@@ -10,24 +10,13 @@ from dataclasses import dataclass
 from typing import Final
 
 from tests.integration.oracle import Rule
-from tests.integration.pipeline import Names, Pipeline, Raw
+from tests.integration.pipeline import BAD_VALUES, Names, Pipeline, Raw
 
 RULE: Final = Rule(longest=20, keep=10)
 ITEMS: Final = tuple(f"item-{number}" for number in range(300))
 USERS: Final = tuple(f"user-{number}" for number in range(150))
 # The hottest user makes a twelfth of all events, the last one a five hundredth.
 _WEIGHTS: Final = tuple(1 / (place + 3) for place in range(len(USERS)))
-_BAD: Final = (
-    b"{not json",
-    b"[1, 2]",
-    b'{"user_id": "u"}',
-    b'{"user_id": "", "item_id": "item-1"}',
-    b'{"user_id": "u", "item_id": 7}',
-    b'{"user_id": "u", "item_id": "item-1", "value": NaN}',
-    b'{"user_id": "u", "item_id": "item-1", "event_time": 1000}',
-    b"\xff\xfe",
-    None,
-)
 _SECONDS_BETWEEN_EVENTS: Final = 1
 _STEP_S: Final = 0.05
 _FLUSH_S: Final = 300.0
@@ -59,7 +48,7 @@ def endless_events(names: FaultNames, seed: int) -> Iterator[Raw]:
         topic = rng.choices((names.clicks, names.views, names.carts), (5, 4, 2))[0]
         kind = rng.random()
         if kind < 0.01 and topic != names.carts:
-            yield Raw(topic, f"bad-{number}", rng.choice(_BAD))
+            yield Raw(topic, f"bad-{number}", rng.choice(BAD_VALUES))
             continue
         if kind < 0.04 and recent:
             yield rng.choice(recent)  # a client's retry

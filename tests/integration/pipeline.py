@@ -19,13 +19,15 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, NamedTuple, Self, cast
 
 import psutil
+import pytest
 import redis
 from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaException, TopicPartition
 from confluent_kafka import Producer as KafkaProducer
@@ -46,6 +48,20 @@ _REPOSITORY: Final = Path(__file__).parents[2]
 _CHECK_EVERY_S: Final = 0.1
 _LOG_LINES: Final = 25
 _RAW_PARTITIONS: Final = 2
+
+
+BAD_VALUES: Final = (
+    b"{not json",
+    b"[1, 2]",
+    b'{"user_id": "u"}',
+    b'{"user_id": "", "item_id": "item-1"}',
+    b'{"user_id": "u", "item_id": 7}',
+    b'{"user_id": "u", "item_id": "item-1", "value": NaN}',
+    b'{"user_id": "u", "item_id": "item-1", "event_time": 1000}',
+    b"\xff\xfe",
+    None,
+)
+"""Messages that are no events."""
 
 
 class Raw(NamedTuple):
@@ -210,6 +226,16 @@ class Worker:
             return None
         except OSError:
             return None
+
+
+@contextmanager
+def shown_if_it_fails(request: pytest.FixtureRequest, pipeline: "Pipeline") -> Iterator[None]:
+    """For a fixture around its yield: where the test fails, the ends of the workers' logs are shown with it."""
+    failed = request.session.testsfailed
+    yield
+    # A test's failure does not come through here as an exception; pytest shows what is written with it.
+    if request.session.testsfailed > failed:
+        sys.stdout.write(pipeline.tails())
 
 
 class Account(NamedTuple):

@@ -2,7 +2,6 @@
 
 import json
 import signal
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from deploy.local.servers import KafkaServer, RedisServer
 from export.pooling import write_pooling_bundle
 from models.spec import WindowRule
 from tests.integration.oracle import Message, Model, Rule, check_recommendations, check_rows, read_model
-from tests.integration.pipeline import Names, Pipeline
+from tests.integration.pipeline import Names, Pipeline, shown_if_it_fails
 from tests.integration.test_kills import simulated_events
 
 RULE = Rule(longest=20, keep=10)
@@ -52,10 +51,8 @@ def pipeline(
         tmp_path, kafka.bootstrap_servers, redis_server.url, names, bundles["old"], settings=settings
     ) as opened:
         opened.create_topics()
-        failed = request.session.testsfailed
-        yield opened
-        if request.session.testsfailed > failed:
-            sys.stdout.write(opened.tails())
+        with shown_if_it_fails(request, opened):
+            yield opened
 
 
 def command(pipeline: Pipeline, *arguments: str) -> Any:

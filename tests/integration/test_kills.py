@@ -26,7 +26,7 @@ from tests.integration.crash_worker import (
     FREEZE_BEFORE_SWAP,
 )
 from tests.integration.oracle import Model, Rule, read_model, unsent
-from tests.integration.pipeline import REFUSED, Account, Names, Pipeline, Raw, Worker
+from tests.integration.pipeline import BAD_VALUES, REFUSED, Account, Names, Pipeline, Raw, Worker, shown_if_it_fails
 
 RULE = Rule(longest=20, keep=10)
 ITEMS = [f"item-{number}" for number in range(300)]
@@ -36,17 +36,6 @@ LOST_TAIL = 21
 pytestmark = pytest.mark.timeout(300)
 # Small frames and batches, so that a step is reached often, and a batch is of several partitions.
 SETTINGS = {"INGEST__FRAME_EVENTS": "20", "EVOLVE__BATCH_USERS": "40"}
-BAD = (
-    b"{not json",
-    b"[1, 2]",
-    b'{"user_id": "u"}',
-    b'{"user_id": "", "item_id": "item-1"}',
-    b'{"user_id": "u", "item_id": 7}',
-    b'{"user_id": "u", "item_id": "item-1", "value": NaN}',
-    b'{"user_id": "u", "item_id": "item-1", "event_time": 1000}',
-    b"\xff\xfe",
-    None,
-)
 
 
 def simulated_events(names: Names, count: int, seed: int) -> list[Raw]:
@@ -62,7 +51,7 @@ def simulated_events(names: Names, count: int, seed: int) -> list[Raw]:
         topic = rng.choice((names.clicks, names.views))
         kind = rng.random()
         if kind < 0.01:
-            messages.append(Raw(topic, f"bad-{number}", rng.choice(BAD)))
+            messages.append(Raw(topic, f"bad-{number}", rng.choice(BAD_VALUES)))
             continue
         if kind < 0.03 and messages and messages[-1].topic == topic:
             messages.append(messages[-1])  # a client's retry
@@ -126,11 +115,8 @@ def pipeline(
     """A pipeline with its topics on the session's Kafka and Redis; no worker is running."""
     with Pipeline(tmp_path, kafka.bootstrap_servers, redis_server.url, names, bundle, settings=SETTINGS) as opened:
         opened.create_topics()
-        failed = request.session.testsfailed
-        yield opened
-        # A test's failure does not come through here as an exception; pytest shows what is written with it.
-        if request.session.testsfailed > failed:
-            sys.stdout.write(opened.tails())
+        with shown_if_it_fails(request, opened):
+            yield opened
 
 
 def report(what: str, account: Account) -> None:

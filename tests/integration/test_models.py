@@ -3,7 +3,6 @@
 import json
 import shutil
 import signal
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,7 +12,7 @@ from deploy.local.servers import KafkaServer, RedisServer
 from export.pooling import write_pooling_bundle
 from models.spec import WindowRule
 from tests.integration.oracle import Doubled, Model, Rule, check_rows, read_model
-from tests.integration.pipeline import Names, Pipeline
+from tests.integration.pipeline import Names, Pipeline, shown_if_it_fails
 from tests.integration.test_generations import command, refusal
 from tests.integration.test_kills import simulated_events
 from tests.small_models import write_doubled_bundle
@@ -58,10 +57,8 @@ def pipeline(
         tmp_path, kafka.bootstrap_servers, redis_server.url, names, bundles["first"], settings=settings
     ) as opened:
         opened.create_topics()
-        failed = request.session.testsfailed
-        yield opened
-        if request.session.testsfailed > failed:
-            sys.stdout.write(opened.tails())
+        with shown_if_it_fails(request, opened):
+            yield opened
 
 
 def version_of(bundle: Path) -> str:
