@@ -143,15 +143,29 @@ def decode_event(raw: bytes | None, max_bytes: int) -> Event:
         raise InvalidEvent(_reason(str(error)), str(error)) from error
     except msgspec.DecodeError as error:
         raise InvalidEvent("not_json", f"not valid JSON: {error}") from error
-    if event.type is not None and event.type.startswith(RESERVED):
-        _check_control(event)
-    elif not event.item_id:
-        raise InvalidEvent("missing_field", "Object missing required field `item_id`")
+    check_subject(event)
     if b"\\u0000" in raw:
         _refuse_nul(event)
     if event.context is not msgspec.UNSET and not bytes(event.context).startswith((b"{", b"null")):
         raise InvalidEvent("invalid_field", "Expected `object` - at `$.context`")
     return event
+
+
+def may_be_control(raw: bytes) -> bool:
+    """Whether the bytes of a raw message are worth decoding to find `$erase` and `$identify`: nearly always not."""
+    return b'"$' in raw or b"\\u0024" in raw
+
+
+def check_subject(event: Event) -> None:
+    """Check that an event is about an item, or asks for something that there is, with what that needs.
+
+    Raises:
+        InvalidEvent: It is not so.
+    """
+    if event.type is not None and event.type.startswith(RESERVED):
+        _check_control(event)
+    elif not event.item_id:
+        raise InvalidEvent("missing_field", "Object missing required field `item_id`")
 
 
 def milliseconds_of(time: datetime) -> int:

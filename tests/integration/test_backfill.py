@@ -369,6 +369,50 @@ def test_files_are_replayed_line_by_line(live: Live, tmp_path: Path) -> None:
     check_equal(live.rows_of("files-killed"), live.rows_of("files"))
 
 
+def test_files_whose_users_are_merged_and_erased_are_shared_by_workers_all_the_same(live: Live, tmp_path: Path) -> None:
+    rng = random.Random(3)
+    path = tmp_path / "people.jsonl"
+    # Each window's events, each with the users whose it was and when it came to them.
+    held: dict[str, list[tuple[Event, dict[str, int]]]] = defaultdict(list)
+    erased_ms: dict[str, int] = {}
+    with path.open("w") as file:
+        for number in range(1, 3001):
+            user, other = rng.sample([f"someone-{number}" for number in range(80)], 2)
+            time_ms = 1_767_225_600_000 + number * 1000
+            asked = rng.choices(["click", "$identify", "$erase"], [30, 2, 1])[0]
+            value: dict[str, object] = {"user_id": user, "type": asked, "event_time": time_ms}
+            if asked == "$erase":
+                held[user] = []
+                erased_ms[user] = time_ms
+            elif asked == "$identify":
+                value |= {"user_id": other, "anonymous_id": user}
+                held[other] += [(event, {**whose, other: time_ms}) for event, whose in held.pop(user, [])]
+            else:
+                value["item_id"] = item = rng.choice(ITEMS)
+                place = (path.name, 0, number)
+                event = Event(user, item, asked, time_ms, f"{path.name}-0-{number}", False, place)
+                held[user].append((event, {user: time_ms}))
+            file.write(json.dumps(value) + "\n")
+    kept = {
+        user: [event for event, whose in events if all(at > erased_ms.get(one, 0) for one, at in whose.items())]
+        for user, events in held.items()
+    }
+    # In the order of the file, whosever they were at first.
+    expected = {
+        user: replay(sorted(events, key=lambda event: event.place), RULE).window
+        for user, events in kept.items()
+        if events
+    }
+    begin(live, "people-killed", Request("files", (str(path),), default_type="click"))
+    seed = random.SystemRandom().randrange(10**6)
+    assert kill_until_done(live, "people-killed", random.Random(seed)), seed
+    assert windows(live.rows_of("people-killed")) == expected
+    # And with erasures that are recorded by now.
+    found = live.backfill("people", str(path), "--workers", "2", "--execute")
+    assert windows(live.rows_of("people")) == expected
+    assert (found["events"], found["bad"]) == (sum(map(len, kept.values())), 0)
+
+
 def test_a_file_that_changed_since_is_refused(live: Live, tmp_path: Path) -> None:
     path = tmp_path / "log.jsonl"
     path.write_text('{"user_id": "u", "item_id": "item-1", "event_time": 1700000000000}\n')

@@ -378,6 +378,56 @@ def test_a_person_is_erased_by_a_command_and_begins_anew(pipeline: Pipeline, cli
     pipeline.wait_until(lambda: users(pipeline) == {"bea"}, 60, "ana's row is gone")
 
 
+def test_a_backfill_of_raw_topics_or_files_merges_and_erases_as_live_workers_do(
+    pipeline: Pipeline, tmp_path: Path
+) -> None:
+    names = pipeline.names
+
+    def identify(user: str, device: str) -> Raw:
+        value = {"user_id": user, "type": "$identify", "anonymous_id": device}
+        return Raw(names.clicks, device, json.dumps(value).encode())
+
+    pipeline.start("ingest")
+    pipeline.start("evolve")
+    devices = [f"device-{number}" for number in range(8)]
+    pipeline.produce(click(names, device, f"item-{number}") for number, device in enumerate(devices))
+    # Wherever its partition is, at least one device is another partition's.
+    pipeline.produce([click(names, "ana", "item-20"), click(names, "bea", "item-21"), click(names, "cleo", "item-22")])
+    pipeline.produce(
+        identify(user, device) for user, device in zip(["ana", "bea", "cleo", "dora"] * 2, devices, strict=True)
+    )
+    pipeline.produce(click(names, device, "item-30") for device in devices[:2])
+    pipeline.wait_until_applied(120)
+    # What is erased is what bea has by now, with what was handed over.
+    pipeline.produce([Raw(names.clicks, "bea", b'{"user_id":"bea","type":"$erase"}'), identify("erwin", "cleo")])
+    pipeline.produce([click(names, "bea", "item-40")])
+    pipeline.wait_until_applied(120)
+    pipeline.stop()
+
+    def windows(generation: str) -> dict[str, Any]:
+        mine = f"{names.key_prefix}:{generation}:"
+        return {key.partition(":user:")[2]: window_of(row) for key, row in pipeline.rows().items() if mine in key}
+
+    live = windows("g1")
+    items = {user: {item for _, _, item, _ in window} for user, window in live.items()}
+    assert items == {
+        "ana": {"item-20", "item-0", "item-4"},
+        "bea": {"item-40"},
+        "erwin": {"item-22", "item-2", "item-6"},
+        "dora": {"item-3", "item-7"},
+        **{device: {"item-30"} for device in devices[:2]},
+    }
+    asked(pipeline, "backfill", "--raw", names.clicks, "--generation", "raw", "--workers", "2", "--execute")
+    assert windows("raw") == live
+    with (tmp_path / "log.jsonl").open("wb") as file:
+        for message in sorted(pipeline.read(names.clicks), key=lambda each: (each.timestamp_ms, *each.place)):
+            event = {**json.loads(message.value or b""), "event_time": message.timestamp_ms}
+            file.write(json.dumps(event).encode() + b"\n")
+    asked(pipeline, "backfill", str(file.name), "--generation", "files", "--workers", "2", "--execute")
+    # There an event without an id is named by its line.
+    assert {user: {item for _, _, item, _ in window} for user, window in windows("files").items()} == items
+
+
 def test_a_person_with_a_pseudonym_is_found_and_erased_by_the_id(
     kafka: KafkaServer,
     redis_server: RedisServer,
@@ -411,6 +461,8 @@ def test_a_person_with_a_pseudonym_is_found_and_erased_by_the_id(
         assert (shown["user_id"], [event["item_id"] for event in shown["window"]]) == (pseudonym, ["item-1"])
         sent = [*pipeline.read(names.interactions), *pipeline.read(names.recommendations)]
         assert not any(b"ana" in (message.value or b"") + (message.key or b"") for message in sent)
-        assert asked(pipeline, "erase", "ana", "--execute")["generations"] == ["g1"]
+        asked(pipeline, "backfill", "--raw", names.clicks, "--generation", "g2", "--execute")
+        assert [key.partition(":user:")[2] for key in pipeline.rows()] == [pseudonym] * 2
+        assert asked(pipeline, "erase", "ana", "--execute")["generations"] == ["g1", "g2"]
         assert users(pipeline) == set()
         assert not list(client.scan_iter("*ana*"))

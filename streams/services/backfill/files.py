@@ -16,12 +16,17 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Final, NamedTuple, cast
 from msgspec import Struct
 
 from streams.contracts.event import (
+    CONTROL_TYPES,
+    IDENTIFY,
     MAX_ID_LENGTH,
     MAX_TYPE_LENGTH,
+    RESERVED,
     Event,
     InvalidEvent,
+    check_subject,
     decode_event,
     event_time_ms,
+    may_be_control,
 )
 from streams.errors import DataError, MissingExtra, UsageError
 from streams.services.backfill.events import BATCH_RECORDS, BadRecords, Batch, Count, SourceEvent, source_event
@@ -45,7 +50,7 @@ _SAMPLE_FILES: Final = 16
 _SAMPLE_LINES: Final = 100_000
 _SAMPLE_BYTES: Final = 1024 * 1024
 _REQUIRED: Final = ("user_id", "item_id", "event_time")
-_OPTIONAL: Final = ("type", "event_id")
+_OPTIONAL: Final = ("type", "event_id", "anonymous_id")
 
 
 class _Part(Struct, frozen=True):
@@ -114,10 +119,13 @@ class FileSource:
         estimates = [_estimate_lines(paths) for paths in lines.values()]
         return Count(exact + sum(each.records for each in estimates), all(each.is_exact for each in estimates))
 
-    def read(self, skip: int = 0) -> Iterator[Batch]:
+    def read(self, skip: int = 0, *, only_controls: bool = False) -> Iterator[Batch]:
         """Every event after the first ``skip`` records, in batches of up to 10,000 records.
 
         Lines that are skipped are counted but not decoded; rows are not even read.
+
+        Args:
+            only_controls: Leave out, without decoding it, what can't be a control event.
 
         Raises:
             DataError: A file can't be read, is damaged or cut off, or lacks a column.
@@ -127,7 +135,7 @@ class FileSource:
         records = 0
         events: list[SourceEvent] = []
         bad: list[int] = []
-        for part, path in self._parts(skip):
+        for part, path in self._parts(skip, only_controls):
             if records and records + len(part.records) > BATCH_RECORDS:
                 yield Batch(ordinal, events, bad)
                 records = 0
@@ -138,10 +146,11 @@ class FileSource:
         if records:
             yield Batch(ordinal, events, bad)
 
-    def _parts(self, skip: int) -> Iterator[tuple[_Part, Path]]:
+    def _parts(self, skip: int, only_controls: bool) -> Iterator[tuple[_Part, Path]]:
         for path in self.files:
             number = 0
-            for part in _row_parts(path, skip) if _is_parquet(path) else _line_parts(path):
+            parts = _row_parts(path, skip, only_controls) if _is_parquet(path) else _line_parts(path, only_controls)
+            for part in parts:
                 number = part.first + len(part.records) - 1
                 if number > skip:
                     yield part.without(skip), path
@@ -241,13 +250,14 @@ def _unreadable(path: Path, error: OSError) -> DataError:
 # JSON lines
 
 
-def _line_parts(path: Path) -> Iterator[_Part]:
+def _line_parts(path: Path, only_controls: bool) -> Iterator[_Part]:
     first = 1
+    decode = _decode_if_control if only_controls else _decode_line
     with _open(path) as file:
         for lines in _lines(path, file):
             for start in range(0, len(lines), BATCH_RECORDS):
                 some = lines[start : start + BATCH_RECORDS]
-                yield _Part("line", first, some, _decode_line)
+                yield _Part("line", first, some, decode)
                 first += len(some)
 
 
@@ -308,6 +318,10 @@ def _decode_line(line: bytes) -> Event | None:
     return decode_event(line, MAX_LINE_BYTES)
 
 
+def _decode_if_control(line: bytes) -> Event | None:
+    return _decode_line(line) if may_be_control(line) else None
+
+
 def _estimate_lines(paths: Sequence[Path]) -> Count:
     """The lines of files that are packed alike, from the beginnings of some of them."""
     sampled = paths[:: math.ceil(len(paths) / _SAMPLE_FILES)]
@@ -346,6 +360,7 @@ class _Row(NamedTuple):
     event_time: int | None
     type: str | None
     event_id: str | None
+    anonymous_id: str | None
 
 
 @contextmanager
@@ -363,7 +378,7 @@ def _parquet(path: Path) -> "Iterator[parquet.ParquetFile]":
         raise DataError(f"{path} cannot be read as Parquet: {error}. Write it again, or leave it out") from error
 
 
-def _row_parts(path: Path, skip: int) -> Iterator[_Part]:
+def _row_parts(path: Path, skip: int, only_controls: bool) -> Iterator[_Part]:
     """The rows of a file, without the row groups that lie in the first ``skip`` rows: an empty part stands for those.
 
     Raises:
@@ -376,7 +391,7 @@ def _row_parts(path: Path, skip: int) -> Iterator[_Part]:
         if missing:
             raise DataError(
                 f"{path} has no column {', '.join(missing)}; it has {', '.join(names)}. Events have the columns "
-                "user_id, item_id, event_time and, if you like, type and event_id"
+                "user_id, item_id, event_time and, if you like, type, event_id and anonymous_id"
             )
         columns = [*_REQUIRED, *(name for name in _OPTIONAL if name in names)]
         first = 1
@@ -385,8 +400,23 @@ def _row_parts(path: Path, skip: int) -> Iterator[_Part]:
             first += file.metadata.row_group(groups.pop(0)).num_rows
         yield _Part("row", first, [], _checked)
         for batch in file.iter_batches(BATCH_RECORDS, row_groups=groups, columns=columns):
-            yield _Part("row", first, _rows(path, batch), _checked)
+            if only_controls and not _has_control(path, batch):
+                yield _Part("row", first, range(batch.num_rows), _nothing)
+            else:
+                yield _Part("row", first, _rows(path, batch), _checked)
             first += batch.num_rows
+
+
+def _nothing(_: int) -> None:
+    """The event in a row that was not looked at."""
+
+
+def _has_control(path: Path, batch: "pa.RecordBatch") -> bool:
+    import pyarrow.compute as pc  # noqa: PLC0415 - as above
+
+    if "type" not in batch.schema.names:
+        return False
+    return bool(pc.any(pc.starts_with(_strings(path, batch.column("type"), "type"), RESERVED)).as_py())
 
 
 def _rows(path: Path, batch: "pa.RecordBatch") -> list[_Row]:
@@ -400,11 +430,17 @@ def _rows(path: Path, batch: "pa.RecordBatch") -> list[_Row]:
             _times(path, batch.column("event_time")),
             _texts(path, batch.column("type"), "type") if "type" in names else nothing,
             _texts(path, batch.column("event_id"), "event_id") if "event_id" in names else nothing,
+            _texts(path, batch.column("anonymous_id"), "anonymous_id") if "anonymous_id" in names else nothing,
         )
     )
 
 
 def _texts(path: Path, column: "pa.Array[Any]", name: str) -> list[str | None]:
+    found: list[str | None] = _strings(path, column, name).to_pylist()
+    return found
+
+
+def _strings(path: Path, column: "pa.Array[Any]", name: str) -> "pa.Array[Any]":
     """A column of ids; whole numbers in decimal."""
     import pyarrow as pa  # noqa: PLC0415 - as above
 
@@ -413,8 +449,7 @@ def _texts(path: Path, column: "pa.Array[Any]", name: str) -> list[str | None]:
         if not pa.types.is_integer(kind) and not pa.types.is_null(kind):
             raise DataError(f"{path}: column {name} is of type {column.type}. Ids and types are strings or integers")
         column = column.cast(kind)
-    found: list[str | None] = column.cast(pa.string()).to_pylist()
-    return found
+    return column.cast(pa.string())
 
 
 def _times(path: Path, column: "pa.Array[Any]") -> list[int | None]:
@@ -439,13 +474,19 @@ def _times(path: Path, column: "pa.Array[Any]") -> list[int | None]:
 
 def _checked(row: _Row) -> Event:
     """The event in a row, by the rules that `decode_event` has for JSON."""
-    if row.user_id is None or row.item_id is None:
-        raise InvalidEvent("missing_field", f"{'user_id' if row.user_id is None else 'item_id'} is empty")
+    item_id = row.item_id
+    if row.type in CONTROL_TYPES:
+        item_id = item_id or None  # a column of items has something in every row
+    elif item_id is None:
+        raise InvalidEvent("missing_field", "item_id is empty")
+    if row.user_id is None:
+        raise InvalidEvent("missing_field", "user_id is empty")
     for name, text, limit in (
         ("user_id", row.user_id, MAX_ID_LENGTH),
-        ("item_id", row.item_id, MAX_ID_LENGTH),
+        ("item_id", item_id, MAX_ID_LENGTH),
         ("type", row.type, MAX_TYPE_LENGTH),
         ("event_id", row.event_id, MAX_ID_LENGTH),
+        ("anonymous_id", row.anonymous_id if row.type == IDENTIFY else None, MAX_ID_LENGTH),
     ):
         if text is None:
             continue
@@ -453,4 +494,6 @@ def _checked(row: _Row) -> Event:
             raise InvalidEvent("bad_length", f"{name} has {len(text)} characters; it has 1 to {limit}")
         if "\0" in text:
             raise InvalidEvent("nul", f"a NUL character is not allowed in {name}")
-    return Event(row.user_id, row.item_id, row.type, row.event_id, row.event_time)
+    event = Event(row.user_id, item_id or "", row.type, row.event_id, row.event_time, anonymous_id=row.anonymous_id)
+    check_subject(event)
+    return event

@@ -227,27 +227,20 @@ class PartitionFiller:
         """Advance the windows by events of this partition's users.
 
         Args:
-            events: In order, of the records before ``next_place``; those before the progress are left out, for the
-                partitions of a share are not equally far. The users of `$identify` lie in two partitions, which other
-                workers may fill: it is left out, and the anonymous window stays what it is.
+            events: In order, of the records before ``next_place``, as `Controls.settle` gives them; those before the progress
+                are left out, for the partitions of a share are not equally far.
             bad: The ordinals of records that held no event.
         """
         before = self.progress.next
         if next_place <= before:
             return
         arrivals: dict[str, list[SourceEvent]] = defaultdict(list)
-        ended: dict[str, int] = {}
         for event in events:
-            if event.ordinal < before or event.type == IDENTIFY:
-                continue
-            if event.type == ERASE:
-                arrivals[event.user_id] = []
-                ended[event.user_id] = event.ordinal
-                self._add_erasure(event.user_id, event.appended_ms)
-            elif not self._erasures or not self._erasures.covers(event.user_id, event.appended_ms):
+            # Again, for what was recorded since.
+            if event.ordinal >= before and not self._erasures.covers(event.user_id, event.appended_ms):
                 arrivals[event.user_id].append(event)
         bad_since = sum(ordinal >= before for ordinal in bad)
-        self._advance(arrivals, ended, _ordinal, _trigger_of, next_place, bad_since)
+        self._advance(arrivals, {}, _ordinal, _trigger_of, next_place, bad_since)
 
     def flush(self) -> dict[str, FilledWindow]:
         """Write every window that moved, and then how far the partition is.

@@ -8,7 +8,7 @@ from itertools import islice
 from time import time
 from typing import Final, Protocol
 
-from streams.contracts.event import InvalidEvent, decode_event, event_time_ms
+from streams.contracts.event import InvalidEvent, decode_event, event_time_ms, may_be_control
 from streams.contracts.pseudonym import Pseudonyms
 from streams.errors import UsageError
 from streams.log.readers import ExtentsReader
@@ -75,10 +75,13 @@ class RawSource:
         """How many offsets there are: as many records, unless the log has gaps."""
         return Count(sum(extent.end - extent.start for extent in self._extents.values()), is_exact=True)
 
-    def read(self, skip: int = 0) -> Iterator[Batch]:
+    def read(self, skip: int = 0, *, only_controls: bool = False) -> Iterator[Batch]:
         """Every event after the first ``skip`` messages, in batches of up to 10,000 messages.
 
         Those that are skipped are read from Kafka again, for their order, but not decoded.
+
+        Args:
+            only_controls: Leave out, without decoding it, what can't be a control event.
 
         Raises:
             LogGap: Messages are not there any more that were when the extents were found.
@@ -89,15 +92,19 @@ class RawSource:
             messages = islice(merged(reader), skip, None)
             while batch := list(islice(messages, BATCH_RECORDS)):
                 bad: list[int] = []
-                events = list(self._events(batch, ordinal, bad))
+                events = list(self._events(batch, ordinal, bad, only_controls))
                 ordinal += len(batch)
                 yield Batch(ordinal, events, bad)
 
-    def _events(self, messages: list[Message], first: int, bad: list[int]) -> Iterator[SourceEvent]:
+    def _events(
+        self, messages: list[Message], first: int, bad: list[int], only_controls: bool
+    ) -> Iterator[SourceEvent]:
         types, max_bytes = self._settings.topics.sources, self._settings.ingest.max_event_bytes
         ids = {name: topic.topic_id for name, topic in self._topics.items()}
         now_ms = round(time() * 1000)
         for ordinal, message in enumerate(messages, start=first):
+            if only_controls and not may_be_control(message.value or b""):
+                continue
             topic, partition, offset = message.topic, message.partition, message.offset
             appended_ms = message.timestamp_ms if message.timestamp_ms > 0 else now_ms
             try:

@@ -31,6 +31,7 @@ from streams.log.admin import LogAdmin
 from streams.log.producer import Producer
 from streams.log.readers import RangeReader
 from streams.log.topics import Message, Partition
+from streams.services.backfill.controls import Controls
 from streams.services.backfill.events import Batch, SourceEvent
 from streams.services.backfill.filler import Lists, PartitionFiller
 from streams.services.backfill.planning import extents_of, is_last_round, next_round, progress_of, source_of
@@ -221,6 +222,9 @@ class FillingWorker:
 
     def _fill_from_events(self, plan: Plan, progress: Mapping[int, Progress]) -> None:
         cache_bytes = self._limits.cache_bytes // len(progress)
+        controls = self._controls(plan, progress)
+        if controls is None:
+            return
         fillers = {number: self._filler(plan, number, each, cache_bytes) for number, each in progress.items()}
         source = source_of(plan, self._settings)
         # 2. Read all of it, and advance the windows of the share's users.
@@ -228,7 +232,9 @@ class FillingWorker:
         for step in _steps_of_events(source.read(first), self._limits.step_events):
             of_partition: dict[int, list[SourceEvent]] = defaultdict(list)
             for event in step.events:
-                of_partition[partition_of(event.user_id, plan.partitions)].append(event)
+                settled = controls.settle(event)
+                if settled is not None:
+                    of_partition[partition_of(settled.user_id, plan.partitions)].append(settled)
             for number, filler in fillers.items():
                 # Whose events they would have been, nobody knows: they are counted once.
                 filler.add_events(of_partition[number], step.next, step.bad if number == 0 else ())
@@ -242,6 +248,20 @@ class FillingWorker:
         # 3. Encode.
         for filler in fillers.values():
             filler.finish()
+
+    def _controls(self, plan: Plan, progress: Mapping[int, Progress]) -> Controls | None:
+        """Read all of the source for its control events, and record the erasures; None: told to stop."""
+        _logger.info("looking for $erase and $identify")
+        controls = Controls(self._erasures.read())
+        for batch in source_of(plan, self._settings).read(only_controls=True):
+            controls.add(batch.events)
+            self._filling.keep(progress)
+            if self._is_stopped():
+                return None
+        if controls.erased:
+            # Live workers have done so, unless they wrote to another store or that one was lost.
+            self._erasures.record(controls.erased)
+        return controls
 
     def _filler(
         self, plan: Plan, partition: int, progress: Progress, cache_bytes: int, applied: int | None = None

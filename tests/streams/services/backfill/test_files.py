@@ -12,6 +12,7 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
+from streams.contracts.event import CONTROL_TYPES
 from streams.errors import DataError, UsageError
 from streams.services.backfill.events import Batch, Count, SourceEvent
 from streams.services.backfill.files import MAX_LINE_BYTES, FileSource, find_files
@@ -147,6 +148,58 @@ def test_a_row_becomes_the_event_that_the_same_line_becomes(tmp_path: Path) -> N
         ],
         [],
     )
+
+
+def test_lines_and_rows_may_ask_for_something(tmp_path: Path) -> None:
+    asked = [
+        {"user_id": "u", "item_id": "a", "event_time": TIME_MS},
+        {"user_id": "u", "type": "$erase", "event_time": TIME_MS},
+        {"user_id": "u", "type": "$identify", "anonymous_id": "d", "event_time": TIME_MS},
+        {"user_id": "u", "type": "$identify", "event_time": TIME_MS},
+        {"user_id": "u", "type": "$erase", "item_id": "a", "event_time": TIME_MS},
+        {"user_id": "u", "type": "$all", "item_id": "a", "event_time": TIME_MS},
+    ]
+    (tmp_path / "log.jsonl").write_bytes(b"".join(json.dumps(each).encode() + b"\n" for each in asked))
+    columns = ("user_id", "item_id", "type", "anonymous_id", "event_time")
+    parquet.write_table(
+        pa.table({name: [each.get(name) for each in asked] for name in columns}), tmp_path / "log.parquet"
+    )
+    for name in ("log.jsonl", "log.parquet"):
+        read = source(tmp_path / name)
+        [batch] = read.read()
+        found = [(event.user_id, event.item_id, event.type, event.ordinal) for event in batch.events]
+        assert found == [("u", "a", "click", 0), ("u", "", "$erase", 1), ("d", "u", "$identify", 2)]
+        assert batch.bad == [3, 4, 5]
+        assert dict(read.bad.by_reason) == {"missing_field": 1, "invalid_field": 1, "reserved_type": 1}
+
+
+@pytest.mark.parametrize("ending", ["jsonl", "parquet", "without types.parquet"])
+def test_what_asks_for_something_is_found_without_the_rest(tmp_path: Path, ending: str) -> None:
+    number_of = {12_345: "$erase", 29_999: "$identify"}
+    path = tmp_path / f"log.{ending}"
+    events = [
+        {
+            "user_id": "u",
+            "item_id": None if n in number_of else "a",
+            "type": number_of.get(n, "buy"),
+            "event_time": TIME_MS,
+        }
+        | {"anonymous_id": "d" if n == 29_999 else None}
+        for n in range(30_000)
+    ]
+    if ending == "jsonl":
+        # JSON has two ways to write a character.
+        written = [json.dumps({name: each for name, each in event.items() if each}) for event in events]
+        path.write_text("\n".join(written).replace('"$erase"', '"\\u0024erase"'))
+    else:
+        names = [name for name in events[0] if name != "type" or ending == "parquet"]
+        parquet.write_table(pa.table({name: [event[name] for event in events] for name in names}), path)
+    batches = list(source(path).read(only_controls=True))
+    found = {event.ordinal: event.type for batch in batches for event in batch.events if event.type in CONTROL_TYPES}
+    assert found == ({} if ending.startswith("without") else number_of)
+    assert batches[-1].next == 30_000
+    # Of rows those that lie beside one are decoded too.
+    assert sum(len(batch.events) for batch in batches) <= 20_000
 
 
 def test_rows_of_other_tools_may_hold_numbers_and_timestamps(tmp_path: Path) -> None:
