@@ -97,9 +97,10 @@ def _run(report: Report, directory: Path, kills: int, rounds: int | None, only: 
                 number = report.seed + report.rounds
 
                 def say(what: str, number: int = number) -> None:
-                    progress.update(task, description=f"seed {number}: {what}")
+                    told = f"seed {number}, after {report.kills:,} kills: {what}"
+                    progress.update(task, description=told)
                     if not console.is_terminal:
-                        console.print(f"seed {number}: {what}", highlight=False)
+                        console.print(told, highlight=False)
 
                 faults = schedule(number, only)
                 run_round(

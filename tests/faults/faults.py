@@ -43,11 +43,14 @@ _EVOLVE_STEPS: Final = (
 
 
 def kill(on: Round) -> None:
-    """SIGKILL some workers at once, at any moment."""
-    running = [worker for worker in on.workers() if worker.is_running]
-    victims = on.rng.sample(running, on.rng.randint(1, len(running)))
-    on.note(f"kill {_names(victims)}")
-    on.kill(*victims)
+    """SIGKILL some workers at once, and some again: at work, while they start, while they are given partitions."""
+    for _ in range(on.rng.randint(1, 4)):
+        running = [worker for worker in on.workers() if worker.is_running]
+        if running:
+            victims = on.rng.sample(running, on.rng.randint(1, len(running)))
+            on.note(f"kill {_names(victims)}")
+            on.kill(*victims)
+        on.wait_for_traffic(on.rng.randint(20, 600))
 
 
 def kill_at_step(on: Round) -> None:
