@@ -208,7 +208,7 @@ class FillingWorker:
                     if not is_whole:
                         break
         # 3. Encode.
-        filler.finish()
+        filler.finish(self._is_stopped)
 
     def _applied(self, plan: Plan, partition: int) -> int:
         """The offset before which live workers have applied every frame, by the served rows, or by Kafka if these are lost."""
@@ -241,7 +241,7 @@ class FillingWorker:
             _logger.warning("records that are no events", by_reason=source.bad.by_reason, such_as=source.bad.examples)
         # 3. Encode.
         for filler in fillers.values():
-            filler.finish()
+            filler.finish(self._is_stopped)
 
     def _filler(
         self, plan: Plan, partition: int, progress: Progress, cache_bytes: int, applied: int | None = None
