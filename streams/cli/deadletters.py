@@ -2,14 +2,12 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
-from datetime import datetime
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from streams.cli.options import BootstrapServers, ConfigFile, Output, OutputFormat, RedisUrl, operator_settings
 from streams.cli.results import Counting, print_json, result_console, table, time_of, visible
-from streams.contracts.event import milliseconds_of
 from streams.contracts.pseudonym import Pseudonyms
 from streams.errors import DeliveryFailed, UsageError
 
@@ -29,10 +27,10 @@ SourceTopics = Annotated[
 ]
 From = Annotated[
     str | None,
-    typer.Option("--from-datetime", metavar="TIME", help="Only written at or after it: 2026-11-28T12:00:00+01:00."),
+    typer.Option("--from-datetime", metavar="TIME", help="Only written at or after it; ISO 8601, UTC by default."),
 ]
 To = Annotated[
-    str | None, typer.Option("--to-datetime", metavar="TIME", help="Only written before it; ISO 8601 with an offset.")
+    str | None, typer.Option("--to-datetime", metavar="TIME", help="Only written before it; ISO 8601, UTC by default.")
 ]
 
 
@@ -254,28 +252,15 @@ def _counting(unit: str, extents: Mapping["Partition", "Extent"]) -> Iterator[Ca
 def _filter(
     reasons: list[str] | None, topics: list[str] | None, from_datetime: str | None, to_datetime: str | None
 ) -> "Filter":
-    from streams.services.deadletters import Filter  # noqa: PLC0415 - as above
+    from streams.services.datetimes import parse_datetime  # noqa: PLC0415 - as above
+    from streams.services.deadletters import Filter  # noqa: PLC0415
 
     return Filter(
         frozenset(reasons or ()),
         frozenset(topics or ()),
-        _milliseconds("--from-datetime", from_datetime),
-        _milliseconds("--to-datetime", to_datetime),
+        None if from_datetime is None else parse_datetime("--from-datetime", from_datetime),
+        None if to_datetime is None else parse_datetime("--to-datetime", to_datetime),
     )
-
-
-def _milliseconds(option: str, written: str | None) -> int | None:
-    if written is None:
-        return None
-    try:
-        time = datetime.fromisoformat(written)
-    except ValueError:
-        time = None
-    if time is None or time.tzinfo is None:
-        raise UsageError(
-            f"{option} {written}: should be ISO 8601 with an offset, such as 2026-11-28T12:00:00+01:00 or …Z"
-        )
-    return milliseconds_of(time)
 
 
 def _parsed_place(written: str) -> tuple[int, int]:

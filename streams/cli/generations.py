@@ -42,7 +42,7 @@ def list_(
 
     As JSON: a list, oldest first, of `name`, `state` (live, previous: served before, filling: a backfill is not done, or
     ready), `model_name`, `model` (version), `origin` (live or backfill), `created_at` (milliseconds since 1970), `lag` (frames
-    of `interactions` that it lacks; null: a partition has no watermark), `unencoded` (users without a vector yet), `claimed`
+    of `interactions` that it lacks; null: a partition was never begun), `unencoded` (users without a vector yet), `claimed`
     (a backfill is at it) and `bundle`.
     """
     settings = operator_settings(config, kafka__bootstrap_servers=bootstrap_servers, redis__url=redis_url)

@@ -42,7 +42,8 @@ def status(
       before is in Redis or dead-lettered
     - `raw` (a list, in events) and `interactions` (in frames): `topic`, `partitions`, `log_end`, `applied`, `lag`, `made_anew`
       (deleted and made again: see `topics adopt`), `offsets` (a list of `partition`, `log_start`, `log_end`, `applied`, `lag`)
-    - `generation`: that is served; `watermarks`: partition of `interactions` to the offset of the frame applied last; null: none yet
+    - `generation`: that is served; `watermarks`: partition of `interactions` to the offset of the frame applied last, the one
+      before the log's first while none is; null: no worker has had the partition yet
     - `store_partitions`: null while the store is empty
     - `recommendations`, `dead_letters`: `topic`, `partitions`, `log_end`
     - `model`: `name`, `version`, `error` of the bundle that is served

@@ -17,6 +17,11 @@ below the watermark and are skipped.
 4 comes before 5, for a frame below the watermark is looked at by nobody again: what it asks for is done by then. Done
 twice it is the same: of a user's erasures the latest counts, and a row that is gone stays gone. Nor can a stale worker
 take away what came after: a generation whose watermark is past the erasure keeps its row.
+
+Whoever is assigned a partition without a watermark gives it one that lies before the log's first frame, by the same
+compare-and-swap, before it applies any. So a generation that is left has one everywhere, and can be gone back to or filled
+on: a partition of which nothing was applied yet is told from one that was lost. It claims no frame, so a crash before or
+after it is harmless, and a stale worker's is refused where another has begun.
 """
 
 from collections import Counter
@@ -230,8 +235,27 @@ class Applier:
                 self._check_nothing_lost(key, extents[key], committed.get(key), rebuild=rebuild)
             before = self._positions.get(partition)
             position.awaits_seek = before is not None and before.next_offset < before.delivered_from
+        self._begin(found)
         self._positions = found
         return self.next_offsets()
+
+    def _begin(self, positions: Mapping[int, _Position]) -> None:
+        """Give each partition that has no watermark one before the first frame of its log."""
+        swaps = [
+            Swap(
+                partition,
+                None,
+                Watermark(position.next_offset - 1, self._topic.topic_id, self._topic.partitions),
+                {},
+            )
+            for partition, position in positions.items()
+            if position.applied is None
+        ]
+        results = self._retrying("store_swap", lambda: self._store.swap(swaps)) if swaps else []
+        for swap, result in zip(swaps, results, strict=True):
+            # Where another worker has begun, and is further by now, the first read of rows shows it.
+            if result.offset == swap.watermark.offset:
+                positions[swap.partition].applied = result.offset
 
     def move(
         self, store: StateStore, engine: EngineLike, extents: Mapping[Partition, Extent]
@@ -252,7 +276,7 @@ class Applier:
         behind = {}
         for partition, position in found.items():
             before = self._positions[partition]
-            if position.applied is None and before.applied is not None:
+            if position.applied is None:
                 raise StateRefused(
                     f"generation {store.generation} has no watermark of {self._topic.name} partition {partition}: it was "
                     "never filled, or the store was emptied"

@@ -47,7 +47,7 @@ class GenerationStatus(Struct, frozen=True):
 
     Attributes:
         state: ``live`` (it is served), ``previous`` (it was before), ``filling`` (a backfill is not done), ``ready``.
-        lag: Frames of `interactions` that are not applied in it; None where a partition has no watermark yet.
+        lag: Frames of `interactions` that are not applied in it; None where a partition was never begun.
         unencoded: Users whose vectors are still to come.
         claimed: A worker of a backfill is at it.
     """
@@ -237,7 +237,11 @@ def check_whole(name: str, filled: Filled, topic: Topic, extents: Mapping[Partit
         watermark = filled.watermarks.get(partition.number)
         where = f"{topic.name} partition {partition.number}"
         if watermark is None:
-            raise NotFit(f"generation {name} has no watermark of {where}, so it was never filled whole; {again}")
+            raise NotFit(
+                f"generation {name} has no watermark of {where}, and of others it has: part of it is lost. Fill a new one"
+                if any(filled.watermarks.values())
+                else f"generation {name} has no watermark of {where}: it was never filled; {again}"
+            )
         if watermark.topic_id != topic.topic_id or watermark.offset >= extent.end:
             raise NotFit(
                 f"generation {name} was filled from another {topic.name}: its watermark of partition {partition.number} is "

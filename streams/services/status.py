@@ -87,7 +87,8 @@ class PipelineStatus(Struct, frozen=True):
         total_lag: Events of the raw topics plus frames of `interactions` that are still to be done. 0 exactly when
             every event that was produced before this question is in Redis or dead-lettered.
         generation: That is served; what is said of the store is said of it.
-        watermarks: For each partition of `interactions` the offset of the last applied frame.
+        watermarks: For each partition of `interactions` the offset of the last applied frame (while none is, the one
+            before the log's first); None where no worker has had the partition yet.
         store_partitions: How many partitions the store was filled with; None: it is empty.
         workers: None: the broker does not tell (librdkafka's mock cluster).
     """

@@ -16,7 +16,7 @@ class Watermark:
     """How far a partition of `interactions` has been applied.
 
     Attributes:
-        offset: Offset of the last applied frame; -1 before the first.
+        offset: Offset of the last applied frame; while none is, of the one that would precede the log's first, mostly -1.
         topic_id: Kafka's id of the `interactions` topic; "" where the broker has none.
         partitions: How many partitions the topic had.
         marks: For each raw partition the highest raw offset applied here.
@@ -105,7 +105,7 @@ class StateStore(Protocol):
         """Record the number of partitions unless there is one; returns the one that holds."""
 
     def read_watermarks(self, partitions: Sequence[int]) -> Mapping[int, Watermark | None]:
-        """The watermark of each partition; None where no frame was ever applied."""
+        """The watermark of each partition; None where no worker has begun."""
 
     def replace_watermark(self, partition: int, expected: Watermark | None, new: Watermark) -> bool:
         """Put ``new``, marks and all, in the place of ``expected``; False if it had moved. For a person's decision."""

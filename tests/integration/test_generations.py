@@ -12,6 +12,7 @@ import redis
 from deploy.local.servers import KafkaServer, RedisServer
 from export.pooling import write_pooling_bundle
 from models.spec import WindowRule
+from tests.integration import crash_worker
 from tests.integration.oracle import Message, Model, Rule, check_recommendations, check_rows, read_model
 from tests.integration.pipeline import Names, Pipeline, shown_if_it_fails
 from tests.integration.test_kills import simulated_events
@@ -138,6 +139,41 @@ def test_another_model_takes_over_under_load_and_the_old_one_again_and_no_event_
     assert keys > 100
     assert {key.split(":")[1] for key in pipeline.rows()} == {"g1"}
     assert [each["name"] for each in command(pipeline, "generations", "list")] == ["g1"]
+
+
+def test_a_generation_of_which_most_partitions_never_had_a_frame_is_gone_back_to(
+    pipeline: Pipeline, bundles: dict[str, Path]
+) -> None:
+    # The first worker dies with one partition begun and the others not.
+    with pipeline.begin(crash_worker.command(crash_worker.BETWEEN_SWAPS, 1)[1:]) as dying:
+        output = dying.communicate(timeout=120)
+    assert dying.returncode == -signal.SIGKILL, output
+    ingest, evolve = pipeline.start("ingest"), pipeline.start("evolve")
+    pipeline.wait_until_ready(ingest, evolve)
+    of_all = simulated_events(pipeline.names, 600, seed=25)
+    of_one = [one for one in of_all if b'"user-0"' in (one.value or b"")]
+    assert len(of_one) > 20
+    pipeline.produce(of_one)
+    pipeline.wait_until_applied(90)
+    assert sorted(pipeline.watermarks().values())[:3] == [-1, -1, -1]
+
+    command(pipeline, "backfill", "--generation", "g2", "--bundle", str(bundles["new"]), "--execute")
+    for name in ("g2", "g1", "g2"):  # forth, back at once, and forth again
+        found = command(pipeline, "generations", "activate", name)
+        assert (found["serving"]["generation"], found["lag"]) == (name, 0)
+    pipeline.produce(of_all)
+    pipeline.wait_until_applied(90)
+    assert min(pipeline.watermarks().values()) >= 0
+    new = bundles["new"]
+    check_generation(pipeline, read_model(new), sent_with(pipeline, new))
+
+    # Every partition has got frames since.
+    command(pipeline, "backfill", "--generation", "g1", "--execute")
+    command(pipeline, "generations", "activate", "g1", "--max-lag", "0", "--max-missing", "0", "--max-differing", "0")
+    pipeline.produce(simulated_events(pipeline.names, 300, seed=26))
+    pipeline.wait_until_applied(90)
+    old = bundles["old"]
+    check_generation(pipeline, read_model(old), sent_with(pipeline, old))
 
 
 def test_what_is_not_fit_is_not_activated_and_the_live_one_goes_on(

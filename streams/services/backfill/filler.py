@@ -264,14 +264,22 @@ class PartitionFiller:
         self._windows, self._ahead, self._ended, self._bytes = {}, {}, set(), 0
         return moved
 
-    def finish(self) -> None:
-        """Encode every window that is ahead of its vector, and record that the partition is done."""
+    def finish(self, is_stopped: Callable[[], bool] = lambda: False) -> None:
+        """Encode every window that is ahead of its vector, and record that the partition is done.
+
+        Args:
+            is_stopped: Asked before each batch: whether to leave the rest, and with it the partition, to whoever goes on.
+        """
         moved = self.flush()
         # What is in memory need not be read again; the rest was written earlier.
         in_memory = list(moved)
         for first in range(0, len(in_memory), MAX_FRAME_USERS):
+            if is_stopped():
+                return
             self._finish_rows({user: moved[user] for user in in_memory[first : first + MAX_FRAME_USERS]})
         while users := self._store.unencoded(self._partition, MAX_FRAME_USERS):
+            if is_stopped():
+                return
             found = dict(zip(users, self._store.read_windows(self._partition, users), strict=True))
             gone = [user for user, window in found.items() if window is None or window.trigger is None]
             if gone:

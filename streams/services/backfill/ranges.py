@@ -7,15 +7,14 @@ topics while ingest was stopped is found under the time at which it went on.
 
 import re
 from collections.abc import Mapping
-from datetime import UTC, datetime
 from typing import Final
 
 from msgspec import Struct
 
-from streams.contracts.event import milliseconds_of
 from streams.errors import UsageError
 from streams.log.admin import LogAdmin
 from streams.log.topics import Extent, Partition, Topic
+from streams.services.datetimes import parse_datetime
 from streams.services.topics import partitions_of
 
 # Years and months are no lengths of time, so there are none of them, as with kafka-consumer-groups.
@@ -68,25 +67,6 @@ def parse_range(
         raise UsageError(f"--to-datetime {to_datetime} is not after {start}: nothing lies between them")
     offsets = None if from_offsets is None else parse_offsets("--from-offsets", from_offsets)
     return Range(start_ms, end_ms, offsets)
-
-
-def parse_datetime(option: str, text: str) -> int:
-    """Milliseconds since 1970 of a time in ISO 8601; without an offset it is UTC.
-
-    Raises:
-        UsageError: It is none, or before 1970.
-    """
-    try:
-        found = datetime.fromisoformat(text.strip())
-    except ValueError as error:
-        raise UsageError(
-            f"{option} {text!r} is not a time: {error}. Write it as in 2026-11-28T04:00:00.000 (UTC) or "
-            "2026-11-28T05:00:00+01:00"
-        ) from error
-    milliseconds = milliseconds_of(found if found.tzinfo else found.replace(tzinfo=UTC))
-    if milliseconds < 0:
-        raise UsageError(f"{option} {text!r} is before 1970, and Kafka's times start there. Leave it out to read all")
-    return milliseconds
 
 
 def parse_duration(option: str, text: str) -> int:

@@ -209,7 +209,7 @@ class FillingWorker:
                     if not is_whole:
                         break
         # 3. Encode.
-        filler.finish()
+        filler.finish(self._is_stopped)
 
     def _applied(self, plan: Plan, partition: int) -> int:
         """The offset before which live workers have applied every frame, by the served rows, or by Kafka if these are lost."""
@@ -247,7 +247,7 @@ class FillingWorker:
             _logger.warning("records that are no events", by_reason=source.bad.by_reason, such_as=source.bad.examples)
         # 3. Encode.
         for filler in fillers.values():
-            filler.finish()
+            filler.finish(self._is_stopped)
 
     def _controls(self, plan: Plan, progress: Mapping[int, Progress]) -> Controls | None:
         """Read all of the source for its control events, and record the erasures; None: told to stop."""

@@ -1,20 +1,12 @@
 import pytest
 
-from streams.cli.deadletters import _milliseconds, _parsed_place
+from streams.cli.deadletters import _filter, _parsed_place
 from streams.errors import UsageError
 
 
-@pytest.mark.parametrize(
-    "written", ["2026-01-01T00:00:00Z", "2026-01-01T01:00:00+01:00", "2025-12-31 23:00:00.000-01:00"]
-)
-def test_a_time_with_an_offset_is_an_instant(written: str) -> None:
-    assert _milliseconds("--from-datetime", written) == 1_767_225_600_000
-
-
-@pytest.mark.parametrize("written", ["2026-01-01T00:00:00", "2026-01-01", "yesterday", "", "1767225600000"])
-def test_a_time_without_an_offset_is_refused_with_an_example(written: str) -> None:
-    with pytest.raises(UsageError, match=rf"--to-datetime {written}: should be ISO 8601 with an offset, such as 2026-"):
-        _milliseconds("--to-datetime", written)
+def test_times_are_those_of_a_backfill_utc_unless_they_say_otherwise() -> None:
+    wanted = _filter(None, None, "2026-01-01T00:00:00", "2026-01-01T02:00:00+01:00")
+    assert (wanted.from_ms, wanted.to_ms) == (1_767_225_600_000, 1_767_225_600_000 + 3_600_000)
 
 
 def test_a_place_is_a_partition_and_an_offset() -> None:

@@ -204,9 +204,10 @@ def test_several_events_of_a_user_in_a_batch_give_one_recommendation_of_the_newe
 
 def test_recommendations_are_acknowledged_before_rows_are_written(bench: Bench) -> None:
     delivered: list[int] = []
-    bench.store.before["swap"] = lambda: delivered.append(len(bench.outbox.delivered))
     bench.log.append_events(click("anna", "i1", 10), click("ben", "i2", 11))
-    bench.worker().drain()
+    worker = bench.worker()
+    bench.store.before["swap"] = lambda: delivered.append(len(bench.outbox.delivered))
+    worker.drain()
     assert delivered == [2]
 
 
@@ -216,15 +217,15 @@ def test_all_partitions_are_swapped_in_one_call_each_from_its_own_watermark(engi
     bench.log.append_events(click("anna", "i4", 4))
     worker = bench.worker()
     worker.drain()
-    assert [(swap.partition, swap.expected, swap.watermark.offset) for swap in bench.store.swaps[0]] == [
-        (0, None, 1),
-        (1, None, 0),
-        (2, None, 0),
+    assert [(swap.partition, swap.expected, swap.watermark.offset) for swap in bench.store.swaps[1]] == [
+        (0, -1, 1),
+        (1, -1, 0),
+        (2, -1, 0),
     ]
-    assert len(bench.store.swaps) == 1
+    assert len(bench.store.swaps) == 2
     bench.log.append_events(click("carl", "i5", 5))
     worker.drain()
-    assert [(swap.partition, swap.expected, swap.watermark.offset) for swap in bench.store.swaps[1]] == [(1, 0, 1)]
+    assert [(swap.partition, swap.expected, swap.watermark.offset) for swap in bench.store.swaps[2]] == [(1, 0, 1)]
 
 
 def test_only_marks_that_moved_are_written(bench: Bench) -> None:
@@ -234,7 +235,8 @@ def test_only_marks_that_moved_are_written(bench: Bench) -> None:
     worker.drain()
     bench.log.append_events(click("anna", "i3", 11))
     worker.drain()
-    assert [dict(swap.watermark.marks) for (swap,) in bench.store.swaps] == [{CLICKS: 10, VIEWS: 7}, {CLICKS: 11}]
+    swaps = bench.store.swaps[1:]
+    assert [dict(swap.watermark.marks) for (swap,) in swaps] == [{CLICKS: 10, VIEWS: 7}, {CLICKS: 11}]
     assert bench.watermark() == Watermark(1, "id-of-interactions", 1, {CLICKS: 11, VIEWS: 7})
 
 
@@ -290,10 +292,10 @@ def test_a_frame_at_or_below_the_watermark_is_acknowledged_and_changes_nothing(b
     bench.log.append_events(click("anna", "i2", 11))
     worker = bench.worker()
     worker.drain()
-    sent = len(bench.outbox.delivered)
+    before = len(bench.outbox.delivered), len(bench.store.swaps)
     worker.backlog = bench.log.read(0, 0)
     assert offsets(worker.apply()) == [(0, 0), (0, 1)]
-    assert (len(bench.outbox.delivered), len(bench.store.swaps)) == (sent, 1)
+    assert (len(bench.outbox.delivered), len(bench.store.swaps)) == before
     assert bench.items_of("anna") == ["i1", "i2"]
 
 
@@ -350,10 +352,11 @@ def test_a_crash_before_the_swap_repeats_the_same_lists_under_the_same_ids(engin
         bench.log.append_events(click("anna", "i3", 12))
     whole.worker().drain()
 
+    worker = broken.worker()
     broken.store.before["swap"] = once(killed)
     with pytest.raises(Killed):
-        broken.worker().drain()
-    assert broken.watermark() is None
+        worker.drain()
+    assert broken.offset() == -1
     assert windows_of(broken.store) == {}
     worker = broken.worker()
     assert worker.next_offsets == {0: 0}
@@ -369,9 +372,10 @@ def test_a_crash_before_the_swap_repeats_the_same_lists_under_the_same_ids(engin
 
 def test_a_crash_after_the_swap_repeats_nothing(bench: Bench) -> None:
     bench.log.append_events(click("anna", "i1", 10))
+    worker = bench.worker()
     bench.store.after["swap"] = once(killed)
     with pytest.raises(Killed):
-        bench.worker().drain()
+        worker.drain()
     worker = bench.worker()
     assert worker.next_offsets == {0: 1}
     worker.drain()
@@ -383,9 +387,10 @@ def test_a_replay_in_other_batches_gives_an_id_to_one_list_only(engine: Engine) 
     bench = Bench(engine)
     for offset in range(6):
         bench.log.append_events(click("anna", f"i{offset}", 2 * offset), click("ben", f"i{offset + 6}", 2 * offset + 1))
+    worker = bench.worker()
     bench.store.before["swap"] = once(killed)
     with pytest.raises(Killed):
-        bench.worker().drain()
+        worker.drain()
     worker = bench.worker()
     while worker.fetch(0, 1):
         worker.apply()
@@ -504,7 +509,7 @@ def test_a_watermark_that_another_worker_moved_on_is_no_lost_tail(engine: Engine
     bench = Bench(engine, partitions=3)
     bench.log.append_events(click("anna", "i1", 1))
     worker, other = bench.worker(), bench.worker()
-    worker.applier.check_tail()  # neither has a watermark yet
+    worker.applier.check_tail()
     other.drain()
     worker.applier.check_tail()
     worker.drain()
@@ -531,7 +536,7 @@ def test_a_gap_in_the_log_ends_the_process_before_anything_is_written(bench: Ben
     with pytest.raises(LogGap) as caught:
         worker.apply()
     assert "interactions partition 0: expected offset 1, got 2" in str(caught.value)
-    assert bench.watermark() is None
+    assert bench.offset() == -1
     assert bench.outbox.sent == bench.outbox.delivered == []
 
 
@@ -544,7 +549,7 @@ def test_frames_of_a_partition_that_is_no_longer_ours_are_neither_applied_nor_ac
     worker.assign([1])
     assert offsets(worker.apply()) == [(1, 0)]
     assert worker.backlog == []
-    assert bench.offset(0) is None
+    assert bench.offset(0) == -1
 
 
 # Taking partitions over
@@ -573,8 +578,73 @@ def test_without_a_watermark_reading_starts_where_the_log_does(bench: Bench) -> 
 
 def test_a_group_that_has_committed_only_its_start_may_go_on_without_a_watermark(bench: Bench) -> None:
     bench.log.append_events(click("anna", "i0", 0))
-    bench.worker()  # killed before its first swap
+    bench.log.commit(0, 0)
     assert bench.worker().next_offsets == {0: 0}
+
+
+def test_a_partition_that_is_taken_over_for_the_first_time_gets_a_watermark_before_its_first_frame(
+    engine: Engine,
+) -> None:
+    bench = Bench(engine, partitions=3)
+    bench.log.append_events(click("anna", "i0", 0))
+    bench.log.append_events(click("anna", "i1", 1))
+    bench.log.starts[0] = 1  # retention took the first one before anyone read
+    worker = bench.worker()
+    assert worker.next_offsets == {0: 1, 1: 0, 2: 0}
+    assert [bench.watermark(partition) for partition in range(3)] == [
+        Watermark(offset, "id-of-interactions", 3) for offset in (0, -1, -1)
+    ]
+    worker.drain()
+    assert bench.items_of("anna") == ["i1"]
+    assert [bench.offset(partition) for partition in range(3)] == [1, -1, -1]
+
+
+def test_where_another_worker_has_begun_meanwhile_its_watermark_stays(bench: Bench) -> None:
+    bench.log.append_events(click("anna", "i0", 0))
+
+    def another_begins() -> None:
+        bench.worker().drain()
+
+    bench.store.before["swap"] = once(another_begins)
+    worker = bench.worker()
+    assert bench.watermark() == Watermark(0, "id-of-interactions", 1, {CLICKS: 0})
+    bench.log.append_events(click("anna", "i1", 1))
+    assert offsets(worker.drain()) == [(0, 0), (0, 1)]
+    assert bench.items_of("anna") == ["i0", "i1"]
+    assert worker.events() == {"applied": 1}
+
+
+@pytest.mark.parametrize("moment", ["before", "after"])
+def test_a_crash_around_the_first_watermark_leaves_it_to_the_next_worker(bench: Bench, moment: str) -> None:
+    bench.log.append_events(click("anna", "i0", 0))
+    getattr(bench.store, moment)["swap"] = once(killed)
+    with pytest.raises(Killed):
+        bench.worker()
+    worker = bench.worker()
+    assert (worker.next_offsets, bench.offset()) == ({0: 0}, -1)
+    worker.drain()
+    assert bench.items_of("anna") == ["i0"]
+
+
+def test_a_first_watermark_whose_answer_was_lost_is_found_written(bench: Bench) -> None:
+    bench.log.append_events(click("anna", "i0", 0))
+    bench.store.after["swap"] = failing(StoreUnavailable("the connection broke"))
+    worker = bench.worker()
+    worker.drain()
+    assert (bench.offset(), worker.count("stale_swaps_total")) == (0, 0)
+
+
+def test_a_store_that_is_refused_gets_no_first_watermarks(engine: Engine) -> None:
+    bench = Bench(engine, partitions=2)
+    bench.log.commit(1, 7)
+    with pytest.raises(StateRefused, match="no watermark for interactions partition 1"):
+        bench.worker()
+    assert [bench.watermark(partition) for partition in range(2)] == [None, None]
+
+
+def test_a_topic_made_anew_is_seen_although_nothing_was_ever_applied(bench: Bench) -> None:
+    bench.worker()
+    assert "StateRefused: topic interactions was deleted and made anew" in refusal(bench, InteractionsLog(1, "id-2"))
 
 
 def test_the_next_offsets_follow_what_was_applied(bench: Bench) -> None:
@@ -687,7 +757,8 @@ def test_a_store_that_is_away_for_a_while_costs_nothing_but_time(bench: Bench, c
     bench.store.before[call] = look_and_fail
     worker.assign()
     worker.drain()
-    assert ready == [(True, ())] + [(False, ("Redis is away",))] * 3
+    # Swapped is twice: when it takes over, and when it applies.
+    assert ready == [(True, ())] + [(False, ("Redis is away",))] * 3 + [(True, ())] * (call == "swap")
     assert worker.health.ready().ok
     operation = "store_swap" if call == "swap" else "store_read"
     assert worker.count("retries_total", operation=operation) == 3
@@ -697,8 +768,8 @@ def test_a_store_that_is_away_for_a_while_costs_nothing_but_time(bench: Bench, c
 
 def test_a_swap_whose_answer_was_lost_is_found_done(bench: Bench) -> None:
     bench.log.append_events(click("anna", "i1", 1))
-    bench.store.after["swap"] = failing(StoreUnavailable("the connection broke"))
     worker = bench.worker()
+    bench.store.after["swap"] = failing(StoreUnavailable("the connection broke"))
     worker.fetch(0)
     assert offsets(worker.apply()) == [(0, 0)]
     assert worker.events() == {"applied": 1}
@@ -722,7 +793,7 @@ def test_a_broker_that_stays_away_ends_the_process_before_anything_is_written(be
     bench.outbox.before_flush = failing(DeliveryFailed("Kafka is away"), times=3)
     with pytest.raises(DeliveryFailed):
         worker.drain()
-    assert bench.watermark() is None
+    assert bench.offset() == -1
     assert not worker.health.ready().ok
 
 
@@ -814,7 +885,7 @@ def test_a_model_that_fails_on_everything_ends_the_process_and_buries_nothing(bu
     with pytest.raises(EncoderFailed):
         worker.drain()
     assert bench.outbox.sent == bench.outbox.delivered == []
-    assert bench.watermark() is None
+    assert bench.offset() == -1
 
 
 class _Unverified:
@@ -910,7 +981,7 @@ def test_one_swap_holds_at_most_256_users_cut_at_the_border_of_a_frame(bench: Be
     while worker.backlog:
         batches.append(len(worker.apply()))
     assert batches == [2, 3]
-    assert [len(swap.rows) for (swap,) in bench.store.swaps] == [200, 256]
+    assert [len(swap.rows) for (swap,) in bench.store.swaps[1:]] == [200, 256]
     assert len(windows_of(bench.store)) == 456
 
 
@@ -940,6 +1011,7 @@ def test_when_a_frame_is_held_back_the_later_ones_of_its_partition_are_too(engin
 
 def test_an_empty_backlog_is_no_work(bench: Bench) -> None:
     worker = bench.worker()
+    bench.store.swaps.clear()
     assert worker.apply() == []
     assert bench.store.swaps == []
 

@@ -126,7 +126,14 @@ def replace_watermarks(watermarks: Mapping[int, Watermark | None]) -> Filled:
         (Filled(WHOLE.watermarks, None, 0, claimed=True), "a backfill is writing generation g2 right now"),
         (Filled(WHOLE.watermarks, PLAN, 0, claimed=False), "the backfill of generation g2 is not done"),
         (Filled(WHOLE.watermarks, None, 3, claimed=False), "3 users of generation g2 have no vector yet"),
-        (replace_watermarks({0: Watermark(9, "id-1", 2), 1: None}), "no watermark of interactions partition 1"),
+        (
+            replace_watermarks({0: Watermark(9, "id-1", 2), 1: None}),
+            "no watermark of interactions partition 1, and of others it has: part of it is lost. Fill a new one",
+        ),
+        (
+            replace_watermarks({0: None, 1: None}),
+            "no watermark of interactions partition 0: it was never filled; `driftline backfill --generation g2 --exec",
+        ),
         (replace_watermarks({0: Watermark(9, "id-2", 2), 1: Watermark(4, "id-1", 2)}), "another interactions"),
         (replace_watermarks({0: Watermark(10, "id-1", 2), 1: Watermark(4, "id-1", 2)}), "another interactions"),
     ],

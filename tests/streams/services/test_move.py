@@ -152,7 +152,7 @@ def test_whatever_happens_around_a_move_every_event_counts_once_in_the_generatio
     engines: dict[str, Engine], seed: int, frames: int, ahead: tuple[int, int], steps: list[str]
 ) -> None:
     log, batches = some_log(seed, frames)
-    stores = {"g1": begun("g1", PARTITIONS), "g2": filled(log, engines["g2"], ahead)}
+    stores = {"g1": MemoryStore("g1"), "g2": filled(log, engines["g2"], ahead)}
     moving = Moving(log, stores, engines)
     for step in steps:
         match step.split():
@@ -238,6 +238,27 @@ def test_frames_that_the_new_generation_has_are_acknowledged_and_not_applied_aga
     done = moving.worker.apply()
     assert [received.offset for received in done] == list(range(len(log.frames[0])))
     assert moving.outbox.recommendations() == []
+
+
+def test_a_generation_whose_partition_never_had_a_frame_is_gone_back_to_and_gets_those_that_came_since(
+    engines: dict[str, Engine],
+) -> None:
+    log = InteractionsLog(PARTITIONS)  # ana's and cem's events lie in 0, dan's in 1
+    log.append_events(RawEvent("ana", "i1", 1))
+    stores = {"g1": MemoryStore("g1"), "g2": begun("g2", PARTITIONS)}
+    moving = Moving(log, stores, engines)
+    moving.finish()
+    moving.move("g2")
+    moving.finish()
+    log.append_events(RawEvent("dan", "i2", 2), RawEvent("ana", "i3", 3))
+    moving.finish()
+    moving.move("g1")
+    moving.finish()
+    for store in stores.values():
+        assert {user: [item for _, _, item, _ in window] for user, window in windows_of(store).items()} == {
+            "ana": ["i1", "i3"],
+            "dan": ["i2"],
+        }
 
 
 def test_recommendations_after_the_move_are_of_the_new_generation(engines: dict[str, Engine]) -> None:

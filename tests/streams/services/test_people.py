@@ -1,6 +1,7 @@
 """What people ask for in the log, as one worker and another apply it."""
 
 from collections.abc import Callable, Iterator, Sequence
+from copy import deepcopy
 from typing import Any
 
 import msgspec
@@ -408,11 +409,11 @@ def test_a_handover_that_is_sent_again_or_by_a_stale_worker_is_dropped(engine: E
     world.log.append_events(RawEvent("ben", "i1", 0), identify("ben", "ana", 1, NOW_MS + 1))
     world.log.append_events(RawEvent("ben", "i2", 2, NOW_MS + 2), identify("ben", "ana", 3, NOW_MS + 3))
     stale = world.worker()
+    as_it_knows_it = deepcopy(world.store)
     world.drain()
     handed = len(world.handovers())
     # It read nothing yet; what it sends comes when the first worker is long done.
-    first = MemoryStore()
-    stale.applier._store = first
+    stale.applier._store = as_it_knows_it
     stale.drain()
     assert len(world.handovers()) > handed
     assert world.drain().events() == {"resent": 2}

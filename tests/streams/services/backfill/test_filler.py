@@ -456,6 +456,29 @@ def test_what_only_live_workers_do_is_left_to_them_with_all_that_follows(bundle:
     assert {user: decode_state(row.state).items for user, row in store.rows.items()} == {"ana": ["item-5"]}
 
 
+@pytest.mark.parametrize("cache_bytes", [0, 10**9])
+def test_a_filler_that_is_stopped_between_any_two_batches_of_its_encoding_is_gone_on_with_to_the_same(
+    bundle: Bundle, cache_bytes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("streams.services.backfill.filler.MAX_FRAME_USERS", 2)
+    log, engine = busy_log(7), engine_of(bundle)
+    expected, _ = live(log, engine)
+    messages = [Message("interactions", 0, number, NOW_MS, None, raw, ()) for number, raw in enumerate(log.frames[0])]
+    users = len(list(expected.scan_users()))
+    assert users > 4
+    store = MemoryFilling()
+    encoded = []
+    while not store.progress.is_done:
+        filler = filler_of(store, engine, cache_bytes)
+        if store.progress.next < len(messages):
+            filler.add(messages[store.progress.next :])
+        answers = iter([False, True])  # one batch, and no more
+        filler.finish(lambda answers=answers: next(answers))  # type: ignore[misc]
+        encoded.append(len(store.rows))
+    assert encoded == [*range(2, users, 2), users]
+    check_equal(store, expected)
+
+
 @pytest.mark.parametrize("at", ["flush", "finish"])
 def test_whoever_is_erased_while_the_partition_is_filled_is_not_in_it(bundle: Bundle, at: str) -> None:
     engine, log = engine_of(bundle), InteractionsLog()
