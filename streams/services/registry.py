@@ -55,7 +55,10 @@ def publish(settings: Settings, source: Path) -> Bundle:
     open_engine(settings, bundle)
     place = registry / bundle.config.version
     if place.exists():
-        return read_bundle(place)
+        try:
+            return read_bundle(place)
+        except BundleError as error:
+            raise BundleError(f"{error}. It is the published copy: remove {place}, and publish again") from error
     # Beside its place, and renamed when it is whole: a worker never sees half of it.
     beside = registry / f".{bundle.config.version}.{os.getpid()}"
     try:
