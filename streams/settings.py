@@ -427,7 +427,8 @@ class ModelSettings(_Section):
     """The model that serves."""
 
     bundle: Path | None = Field(
-        default=None, description="Folder of the model bundle; without it the demo model that comes with Driftline."
+        default=None,
+        description="Folder of the model bundle until one is activated; without it the demo model that Driftline brings.",
     )
     registry: Path | None = Field(
         default=None,

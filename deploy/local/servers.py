@@ -501,7 +501,8 @@ class RedisServer(_Server):
         Args:
             directory: Holds its data (`dump.rdb`), snapshots and log; created when missing.
             port: Where clients connect; by default the one used before on this directory, else a free one.
-            arguments: For redis-server, after those chosen here: `("--appendonly", "yes")`, `("--save", "60 1")`.
+            arguments: For redis-server, after those chosen here: `("--appendonly", "yes")`, `("--save", "60", "1")` (Redis 6.2
+                leaves out "60 1" without a word).
         """
         super().__init__(directory, port)
         self._arguments = tuple(arguments)

@@ -28,7 +28,9 @@ def main(directory: Path = _DIRECTORY) -> int:
             kafka = running.enter_context(KafkaServer(directory / "kafka", port=_usual_port("Kafka", _KAFKA_PORT)))
             redis = running.enter_context(
                 # A save at most a minute after a change: a crash of the machine loses no more than the log can replay.
-                RedisServer(directory / "redis", port=_usual_port("Redis", _REDIS_PORT), arguments=("--save", "60 1"))
+                RedisServer(
+                    directory / "redis", port=_usual_port("Redis", _REDIS_PORT), arguments=("--save", "60", "1")
+                )
             )
             print(f"export DRIFTLINE_KAFKA__BOOTSTRAP_SERVERS={kafka.bootstrap_servers}")
             print(f"export DRIFTLINE_REDIS__URL={redis.url}", flush=True)

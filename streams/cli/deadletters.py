@@ -166,8 +166,8 @@ def replay(
 
     As JSON: `executed`, `matching` (letters that the filters let through), `to_send` (topic to how many), `sent`,
     `refused` (letter to why Kafka did not accept it; the command then ends with exit code 13), `left_out` (reason to how
-    many: `sent_back_before`, `too_often`, of an `erased` user, of users who are `pseudonyms` already, `copies` of one message, `frames`, `not_a_source`, `no_such_topic`) and
-    `not_reached` (beyond `--limit`).
+    many; the reasons: `sent_back_before`, `too_often`, `erased` (the user was, after the event), `pseudonyms` (it names the
+    user by one), `copies` of one message, `frames`, `not_a_source`, `no_such_topic`) and `not_reached` (beyond `--limit`).
     """
     wanted = _filter(reason, topic, from_datetime, to_datetime)
     settings = operator_settings(

@@ -14,7 +14,7 @@ from streams.cli.options import (
     RedisUrl,
     operator_settings,
 )
-from streams.cli.results import Counting, print_json, result_console, table, time_of, visible
+from streams.cli.results import Counting, note_console, print_json, result_console, table, time_of, visible
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -51,6 +51,9 @@ def list_(
     found = list_generations(settings)
     if output is OutputFormat.JSON:
         print_json(found)
+        return
+    if not found:
+        note_console().print("no generation yet: evolve begins one, or `driftline backfill`")
         return
     result_console().print(
         table(
@@ -162,7 +165,8 @@ def activate(
         console.print(visible(f"Ignored: {each}"))
     serving = found.serving
     console.print(visible(f"Generation {serving.generation} is served, with model version {serving.model}"))
-    console.print(visible(f"Back: driftline generations activate {serving.previous_generation}"))
+    if found.comparison is not None:
+        console.print(visible(f"Back: driftline generations activate {serving.previous_generation}"))
 
 
 @app.command()

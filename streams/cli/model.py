@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from streams.cli.options import ConfigFile, Output, OutputFormat, Provider, RedisUrl, operator_settings
-from streams.cli.results import print_json, result_console, table, visible
+from streams.cli.results import note_console, print_json, result_console, table, visible
 
 if TYPE_CHECKING:
     from streams.contracts.generation import Serving
@@ -60,6 +60,11 @@ def list_(
     found = list_published(settings)
     if output is OutputFormat.JSON:
         print_json(found)
+        return
+    if not found:
+        note_console().print(
+            visible(f"no version in {settings.model.registry} yet: `driftline model publish` adds one")
+        )
         return
     result_console().print(
         table(

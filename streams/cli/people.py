@@ -63,15 +63,20 @@ def erase(
             admin.topics([topic])
         with closing(RedisErasures(settings.redis)) as erasures:
             erased_at = ask_for_erasure(Producer(settings.kafka), erasures, topic, user, in_rows)
-        note_console().print(visible(f"asked in {topic}; waiting until ingest and evolve have come to it"))
+        if before:
+            note_console().print(visible(f"asked in {topic}; waiting until ingest and evolve have come to it"))
         wait_until_gone(before, lambda: rows_of(settings.redis, in_rows), timeout_s)
     result = Erased(execute, user_digest(in_rows), list(before), topic, erased_at)
     if output is OutputFormat.JSON:
         print_json(result)
         return
     console = result_console()
-    where = f"in generation {', '.join(before)}" if before else "in no generation"
-    if execute:
-        console.print(visible(f"Erased; there was a row {where}"))
+    names = f"generation{'s' if len(before) > 1 else ''} {', '.join(before)}" if before else "no generation"
+    if not execute:
+        console.print(
+            visible(f"There is a row in {names}. Nothing was erased: --execute does it, by an event to {topic}")
+        )
+    elif before:
+        console.print(visible(f"Erased; there was a row in {names}"))
     else:
-        console.print(visible(f"There is a row {where}. Nothing was erased: --execute does it, by an event to {topic}"))
+        console.print(visible("There was no row. The erasure is recorded and in the log, for what may still come"))

@@ -208,7 +208,7 @@ class Evolve:
         next_offsets = self._applier.assign(
             partitions, self._admin.extents(keys), self._admin.committed(keys) if keys else {}, rebuild=self._rebuild
         )
-        self._reread = None  # Faust itself is sent back to where that had come
+        self._read_again(None)  # Faust itself is sent back to where that had come
         return next_offsets
 
     # Our own loops
@@ -321,21 +321,25 @@ class Evolve:
             self._next = self._served
             return
         self._served = served
-        self._reread = ExtentsReader(self._settings.kafka, behind, has_gaps=False) if behind else None
+        self._read_again(ExtentsReader(self._settings.kafka, behind, has_gaps=False) if behind else None)
         self._show_served()
+
+    def _read_again(self, reader: ExtentsReader | None) -> None:
+        """Read with this one from now on, until it has read all; in the thread that applies."""
+        if self._reread is not None:
+            self._reread.close()
+        self._reread = reader
 
     def _apply_again(self, reader: ExtentsReader) -> None:
         """Some frames that the generation moved to lacks; in the thread that applies."""
         if self._reread is not reader:  # a rebalance came first
-            reader.close()
             return
         found = reader.read(_REREAD_FRAMES, _REREAD_WAIT_S)
         frames = [Received(message.partition, message.offset, message.value or b"") for message in found]
         while frames:
             _, frames = self._applier.apply(frames)
         if not reader.unfinished:
-            reader.close()
-            self._reread = None
+            self._read_again(None)
 
     async def _sweep_now_and_then(self) -> None:
         """Encode again what other versions wrote, so that rows of users without new events follow a model too."""

@@ -13,6 +13,7 @@ from streams.contracts.generation import Generation, Plan, Serving
 from streams.errors import DriftlineError, UsageError
 from streams.log.admin import LogAdmin
 from streams.log.topics import Extent, Partition, Topic
+from streams.services.backfill.planning import words_of
 from streams.services.bundle import find_bundle
 from streams.services.parts import open_engine
 from streams.services.topics import partitions_of
@@ -230,7 +231,8 @@ def check_whole(name: str, filled: Filled, topic: Topic, extents: Mapping[Partit
     if filled.claimed:
         raise NotFit(f"a backfill is writing generation {name} right now; wait for it")
     if filled.plan is not None:
-        raise NotFit(f"the backfill of generation {name} is not done; {again}")
+        command = f"driftline backfill --generation {name}{words_of(filled.plan.request)} --execute"
+        raise NotFit(f"the backfill of generation {name} is not done; `{command}` goes on with it")
     if filled.unencoded:
         raise NotFit(f"{filled.unencoded:,} users of generation {name} have no vector yet; {again}")
     for partition, extent in extents.items():
@@ -310,8 +312,14 @@ def list_generations(settings: Settings) -> list[GenerationStatus]:
 def compare_generations(settings: Settings, here: str | None, there: str, users: int, samples: int) -> Comparison:
     """Compare two generations by name; without the first, with the one that is served."""
     with closing(RedisGenerations(settings.redis)) as generations:
-        here = here or generations.serving().generation
+        served = generations.serving().generation
         records = generations.all()
+    here = here or served
+    if here == served and all(record.name != here for record in records):
+        raise UsageError(
+            f"generation {here} is served, but no worker has begun to write it, so there is nothing to compare with. "
+            "Start evolve, or name another generation with --to"
+        )
     for name in (here, there):
         find_record(records, name)
     with closing(RedisStore(settings.redis, here)) as one, closing(RedisStore(settings.redis, there)) as other:

@@ -148,11 +148,21 @@ def record_model(generations: RedisGenerations, name: str, bundle: Bundle) -> No
     known = generations.find(name)
     if known is None or known.model == config.version:
         return
-    if known.space != bundle.space:
-        raise StateRefused(
-            f"generation {name} holds vectors of model {known.model_name} {known.model}; {config.name} {config.version} at "
-            f"{bundle.path} has other items, item vectors or another window rule, and readers would mix the two. Fill a "
-            f"generation of its own with `driftline backfill --generation NAME --bundle {bundle.path} --execute`, then "
-            f"`driftline generations activate NAME`. Or go on with the model before, at {known.bundle}"
-        )
+    check_space(known, bundle)
     generations.record(msgspec.structs.replace(new, created_ms=known.created_ms, origin=known.origin))
+
+
+def check_space(known: Generation, bundle: Bundle) -> None:
+    """Refuse a model whose vectors are of another space than those of a generation.
+
+    Raises:
+        StateRefused: It is one.
+    """
+    if known.space != bundle.space:
+        config = bundle.config
+        raise StateRefused(
+            f"generation {known.name} holds vectors of model {known.model_name} {known.model}; {config.name} "
+            f"{config.version} at {bundle.path} has other items, item vectors or another window rule, and readers would mix "
+            f"the two. Fill a generation of its own with `driftline backfill --generation NAME --bundle {bundle.path} "
+            f"--execute`, then `driftline generations activate NAME`. Or go on with the model before, at {known.bundle}"
+        )

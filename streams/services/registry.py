@@ -14,7 +14,7 @@ from models.errors import BundleError
 from streams.contracts.generation import Generation, Serving
 from streams.errors import UsageError
 from streams.services.bundle import find_bundle
-from streams.services.parts import open_engine, record_model
+from streams.services.parts import check_space, open_engine, record_model
 from streams.settings import Settings
 from streams.store.redis import RedisGenerations
 
@@ -55,7 +55,10 @@ def publish(settings: Settings, source: Path) -> Bundle:
     open_engine(settings, bundle)
     place = registry / bundle.config.version
     if place.exists():
-        found = read_bundle(place)
+        try:
+            found = read_bundle(place)
+        except BundleError as error:
+            raise BundleError(f"{error}. It is the published copy: remove {place}, and publish again") from error
         # No part of the version: with another one every row would be encoded again, to the same vector.
         if found.metadata != bundle.metadata:
             raise UsageError(
@@ -90,7 +93,8 @@ def list_published(settings: Settings) -> list[Published]:
         serving = generations.serving()
         record = generations.find(serving.generation)
     folders = [path for path in registry.glob("*") if path.is_dir() and not path.name.startswith(".")]
-    found = [_published(path, record) for path in folders]
+    served = serving.model or (record.model if record else "")
+    found = [_published(path, record, served) for path in folders]
     return sorted(found, key=lambda each: (each.created_at or "", each.version), reverse=True)
 
 
@@ -148,21 +152,23 @@ def _serve(settings: Settings, generations: RedisGenerations, bundle: Bundle) ->
         raise UsageError(f"version {version} is served already")
     # What workers will do: one that does not work here never gets in, nor one of another space.
     open_engine(settings, bundle, name)
-    record_model(generations, name, bundle)
+    check_space(record, bundle)
     new = Serving(name, version, name, served, round(time() * 1000))
     if not generations.serve(serving, new):
         raise UsageError(f"something else was activated at this moment; {_AGAIN}")
+    # Only now: what is recorded is taken for what is served.
+    record_model(generations, name, bundle)
     return new
 
 
-def _published(path: Path, record: Generation | None) -> Published:
+def _published(path: Path, record: Generation | None, served: str) -> Published:
     try:
         bundle = read_bundle(path)
     except BundleError as error:
         return Published(path.name, None, None, "broken", str(path), {}, str(error))
     version = bundle.config.version
     fits: Literal["served", "in place", "backfill"] = "backfill"
-    if record is not None and record.model == version:
+    if version == served:
         fits = "served"
     elif record is None or record.space == bundle.space:
         fits = "in place"

@@ -255,7 +255,7 @@ def test_the_stack_prints_its_addresses_and_leaves_nothing_running(tmp_path: Pat
         exports = dict(stack.stdout.readline().removeprefix("export ").strip().split("=", 1) for _ in range(2))
         servers = psutil.Process(stack.pid).children(recursive=True)
         with Redis.from_url(exports["DRIFTLINE_REDIS__URL"]) as client:
-            assert client.ping()
+            assert client.config_get("save") == {"save": "60 1"}
         admin = AdminClient({"bootstrap.servers": exports["DRIFTLINE_KAFKA__BOOTSTRAP_SERVERS"], "log_level": 0})
         assert admin.list_topics(timeout=10).topics == {}
 

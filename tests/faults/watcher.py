@@ -94,6 +94,13 @@ class Watcher(threading.Thread):
             self.join()
 
     def run(self) -> None:
+        try:
+            self._look_until_stopped()
+        # In this thread nobody would see it, and a round that nobody watched would pass.
+        except Exception as error:  # noqa: BLE001
+            self.violations.append(f"the watcher broke: {error!r}")
+
+    def _look_until_stopped(self) -> None:
         while not self._stopping.wait(_EVERY_S):
             # Away, frozen or loading: nothing can be seen.
             with suppress(RedisError), self._redis.client() as client:

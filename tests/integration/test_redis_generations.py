@@ -8,9 +8,10 @@ from redis import Redis
 from deploy.local.servers import RedisServer
 from streams.contracts.frame import Source, partition_of
 from streams.contracts.generation import Generation, Plan, Progress, Request, Serving
-from streams.errors import StateRefused
+from streams.errors import StateRefused, UsageError
 from streams.interest.engine import UserRow
-from streams.settings import RedisSettings
+from streams.services.generations import compare_generations
+from streams.settings import RedisSettings, Settings
 from streams.store.protocol import Watermark
 from streams.store.redis import RedisFilling, RedisGenerations, RedisStore
 from streams.store.redis.filling import ClaimLost, FilledWindow, WatermarkMoved
@@ -169,7 +170,7 @@ def test_a_worker_that_was_silent_for_too_long_does_not_take_its_claim_back(sett
     silent = RedisFilling(settings, "g2", "worker-3", 50)
     silent.claim([2])
     wait_until(lambda: not silent.is_claimed([2]), 60, "the claim has run out")
-    with pytest.raises(ClaimLost, match="partition 2 of generation g2 is filled by another worker now"):
+    with pytest.raises(ClaimLost, match="partition 2 of generation g2 is not this worker's any more"):
         wait_until(lambda: silent.keep({}), 60, "it is time to keep the claim")
     assert not silent.is_claimed([2])
     silent.close()
@@ -245,7 +246,7 @@ def test_a_worker_that_was_replaced_writes_nothing_more(filling: RedisFilling, o
         lambda: other.checkpoint(3, None, Progress(99), MARK),
     ]
     for write in writes:
-        with pytest.raises(ClaimLost, match="partition 3 of generation g2 is filled by another worker"):
+        with pytest.raises(ClaimLost, match="partition 3 of generation g2 is not this worker's any more"):
             write()
     assert filling.read_windows(3, ["alice"]) == [FilledWindow(b"new", b"{}")]
     assert filling.read_watermark(3) is None
@@ -268,3 +269,11 @@ def test_whoever_fills_a_generation_that_went_live_writes_nothing_more(
             write()
     assert filling.read_windows(3, ["alice"]) == [FilledWindow(row(2).state, None, row(2).vector, "m1")]
     assert store.read_watermarks([3])[3] == Watermark(8, TOPIC_ID, PARTITIONS, dict(MARK.marks))
+
+
+def test_there_is_nothing_to_compare_with_before_a_worker_has_begun(
+    settings: RedisSettings, generations: RedisGenerations
+) -> None:
+    generations.register(G2)
+    with pytest.raises(UsageError, match="generation g1 is served, but no worker has begun to write it"):
+        compare_generations(Settings(redis=settings), None, "g2", users=10, samples=1)

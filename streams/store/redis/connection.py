@@ -116,4 +116,5 @@ class Connection:
                     f"Redis at {self.where} cannot be trusted: {error.__context__.verify_message}; "
                     "check redis.ssl_ca_file (who signed its certificate) and the host in redis.url"
                 ) from error
-            raise StoreUnavailable(f"Redis at {self.where} cannot be used: {error}; is it running?") from error
+            reason = str(error).removesuffix(".")
+            raise StoreUnavailable(f"Redis at {self.where} cannot be used: {reason}; is it running?") from error

@@ -25,7 +25,7 @@ _KEEP_EVERY_S: Final = 1.0
 
 
 class ClaimLost(StateRefused):
-    """Another worker took over a partition that this one was filling, as after a long silence of this one."""
+    """A partition is not this worker's any more: it was silent for so long that another may have taken over."""
 
 
 class WatermarkMoved(StateRefused):
@@ -176,7 +176,7 @@ class RedisFilling:
         """Keep what is claimed, and tell how far it is read; about once a second, however often this is called.
 
         Raises:
-            ClaimLost: Another worker has taken a partition over.
+            ClaimLost: A partition is not this worker's any more.
         """
         if self._keep_claims():
 
@@ -315,8 +315,8 @@ class RedisFilling:
 
     def _lost(self, partition: int) -> ClaimLost:
         return ClaimLost(
-            f"{self._where(partition)} is filled by another worker now: this one was silent for more than "
-            f"{self._lease_ms / 1000:g} s"
+            f"{self._where(partition)} is not this worker's any more: it was silent for more than "
+            f"{self._lease_ms / 1000:g} s, and another may have taken over"
         )
 
     def _where(self, partition: int) -> str:

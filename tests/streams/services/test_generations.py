@@ -143,6 +143,15 @@ def test_a_generation_that_live_workers_could_not_go_on_from_is_refused(filled: 
         check_whole("g2", filled, TOPIC, EXTENTS)
 
 
+def test_a_generation_that_is_not_filled_yet_names_the_command_that_goes_on_with_it() -> None:
+    plan = Plan(Request("files", ("logs/a day.jsonl",), default_type="view"), 2, 1, "id-1", "m2", 1)
+    with pytest.raises(NotFit) as caught:
+        check_whole("g2", Filled({}, plan, 0, claimed=False), TOPIC, EXTENTS)
+    assert "`driftline backfill --generation g2 'logs/a day.jsonl' --type view --execute` goes on with it" in str(
+        caught.value
+    )
+
+
 def test_a_generation_whose_next_frames_retention_deleted_is_refused() -> None:
     extents = {**EXTENTS, Partition("interactions", 1): Extent(7, 9)}
     with pytest.raises(NotFit, match="retention deleted what is between"):
