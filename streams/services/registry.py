@@ -48,14 +48,22 @@ def publish(settings: Settings, source: Path) -> Bundle:
     Raises:
         BundleError: It is broken or tampered with, or the copy is.
         EncoderFailed: It does not give what its golden sample says.
-        UsageError: There is no registry, or it cannot be written.
+        UsageError: There is no registry, or it cannot be written, or holds the version with other titles or topics of items.
     """
     registry = _registry(settings)
     bundle = read_bundle(source)
     open_engine(settings, bundle)
     place = registry / bundle.config.version
     if place.exists():
-        return read_bundle(place)
+        found = read_bundle(place)
+        # No part of the version: with another one every row would be encoded again, to the same vector.
+        if found.metadata != bundle.metadata:
+            raise UsageError(
+                f"version {bundle.config.version} is in {place} already, and {source} differs from it in metadata.json "
+                "only: titles and topics of items make no other version. To use these, set model.bundle to that folder "
+                "on every machine and start again: what is served is looked for there first"
+            )
+        return found
     # Beside its place, and renamed when it is whole: a worker never sees half of it.
     beside = registry / f".{bundle.config.version}.{os.getpid()}"
     try:
