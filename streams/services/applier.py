@@ -234,7 +234,9 @@ class Applier:
             if position.applied is None:
                 self._check_nothing_lost(key, extents[key], committed.get(key), rebuild=rebuild)
             before = self._positions.get(partition)
-            position.awaits_seek = before is not None and before.next_offset < before.delivered_from
+            position.awaits_seek = before is not None and (
+                before.awaits_seek or before.next_offset < before.delivered_from
+            )
         self._begin(found)
         self._positions = found
         return self.next_offsets()

@@ -3,8 +3,7 @@ from pathlib import Path
 import pytest
 
 from export.pooling import write_pooling_bundle
-from models.bundle import ItemMetadata
-from models.spec import WindowRule
+from models.spec import ItemMetadata, WindowRule
 from streams.errors import UsageError
 from streams.services.registry import publish
 from streams.settings import ModelSettings, Settings
