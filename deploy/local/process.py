@@ -8,7 +8,8 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import count, islice
 from pathlib import Path
 
 LOOPBACK = "127.0.0.1"
@@ -39,14 +40,19 @@ def port_is_free(port: int) -> bool:
     return True
 
 
+# One after the other from a random one: so this process gives none twice before it is used, and others hardly the same.
+_turns: dict[range, Iterator[int]] = {}
+
+
 def free_port(among: range = _PORTS) -> int:
     """A port that nothing listens on now. Another process may take it before it is used: be ready to try again.
 
     Raises:
-        ServerError: A hundred random ports were all taken.
+        ServerError: A hundred ports were all taken.
     """
-    for _ in range(100):
-        port = among.start + secrets.randbelow(len(among))
+    turns = _turns.setdefault(among, count(secrets.randbelow(len(among))))
+    for turn in islice(turns, 100):
+        port = among[turn % len(among)]
         if port_is_free(port):
             return port
     raise ServerError(
