@@ -10,6 +10,7 @@ import signal
 import struct
 import subprocess
 import sys
+import tempfile
 import termios
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -64,20 +65,20 @@ class Place:
 
 
 @pytest.fixture
-def place(tmp_path: Path) -> Iterator[Place]:
-    temporary = tmp_path / "t"
-    temporary.mkdir()
+def place() -> Iterator[Place]:
     marker = uuid4().hex
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("DRIFTLINE_")}
-    place = Place(
-        {**inherited, "TMPDIR": str(temporary), _MARKER: marker, "PYTHONUNBUFFERED": "1", "TERM": "xterm-256color"},
-        temporary,
-        marker,
-    )
-    yield place
-    for process in place.processes():
-        with contextlib.suppress(psutil.NoSuchProcess):
-            process.kill()
+    # Not pytest's folder: the path of a socket may not be longer than 107 bytes.
+    with tempfile.TemporaryDirectory(prefix="demo-") as temporary:
+        place = Place(
+            {**inherited, "TMPDIR": temporary, _MARKER: marker, "PYTHONUNBUFFERED": "1", "TERM": "xterm-256color"},
+            Path(temporary),
+            marker,
+        )
+        yield place
+        for process in place.processes():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
 
 
 def wait_for_line(demo: subprocess.Popen[str], part: str) -> None:
