@@ -361,7 +361,10 @@ def activate(settings: Settings, name: str, limits: Limits, users: int, *, ignor
                 f"{name}` shows more; --ignore-limits activates it all the same"
             )
         if not generations.serve(serving, new):
-            raise UsageError("another generation was activated at this moment; look at `driftline generations list`")
+            raise UsageError(
+                f"something else was activated, or a backfill of {name} begun, at this moment; look at "
+                "`driftline generations list`"
+            )
     return Activation(new, lag, comparison, ignored)
 
 

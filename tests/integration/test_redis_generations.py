@@ -88,6 +88,24 @@ def test_of_two_people_who_activate_at_the_same_time_the_second_is_refused(gener
     assert generations.serving() == Serving("g2")
 
 
+def test_a_generation_is_not_served_while_it_is_being_filled(
+    generations: RedisGenerations, filling: RedisFilling
+) -> None:
+    filling.begin(PLAN, {0: Progress(10)})
+    assert not generations.serve(Serving("g1"), Serving("g2"))
+    assert generations.serve(Serving("g1"), Serving("g3"))
+    filling.end(PLAN)
+    assert generations.serve(Serving("g3"), Serving("g2"))
+
+
+def test_a_generation_is_not_filled_while_it_is_served(generations: RedisGenerations, filling: RedisFilling) -> None:
+    generations.serve(Serving("g1"), Serving("g2"))
+    assert not filling.begin(PLAN, {0: Progress(10)})
+    assert filling.plan() is None
+    generations.serve(Serving("g2"), Serving("g1"))
+    assert filling.begin(PLAN, {0: Progress(10)})
+
+
 def test_a_key_that_is_not_ours_is_named(generations: RedisGenerations, client: Redis) -> None:
     client.set("driftline:generation", "something else")
     with pytest.raises(StateRefused, match=r"driftline:generation in Redis at .* is not ours"):

@@ -239,7 +239,7 @@ def record_plan(target: Target, planned: Planned) -> None:
     """Record the generation and its plan, so that workers can begin.
 
     Raises:
-        UsageError: Another command has just begun to fill it with something else.
+        UsageError: Another command has just begun to fill it with something else, or activated it.
         StateRefused: It was filled with another number of partitions.
         StoreUnavailable, AuthenticationFailed: Redis says so.
     """
@@ -258,8 +258,12 @@ def record_plan(target: Target, planned: Planned) -> None:
     _check_partitions(target.name, topic, target.store.set_partitions(plan.partitions))
     if not target.filling.begin(plan, planned.progress):
         found = target.filling.plan()
-        if found is not None:
-            _check_same(target.name, found, plan.request, topic, target.bundle)
+        if found is None:
+            raise UsageError(
+                f"generation {target.name} was activated, or filled by another command, at this moment; look at "
+                "`driftline generations list`"
+            )
+        _check_same(target.name, found, plan.request, topic, target.bundle)
 
 
 def is_last_round(plan: Plan, now_ms: int) -> bool:

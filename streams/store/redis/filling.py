@@ -10,7 +10,7 @@ import msgspec
 import redis
 
 from streams.contracts.frame import MAX_FRAME_USERS
-from streams.contracts.generation import Plan, Progress, decode_plan, encode_record
+from streams.contracts.generation import Plan, Progress, decode_plan, decode_serving, encode_record
 from streams.errors import StateRefused
 from streams.interest.engine import UserRow
 from streams.settings import RedisSettings
@@ -87,7 +87,10 @@ class RedisFilling:
             ) from error
 
     def begin(self, plan: Plan, progress: Mapping[int, Progress], expected: Plan | None = None) -> bool:
-        """Record a plan, and how far each partition is, in the place of ``expected``; whether it was recorded.
+        """Record a plan, and how far each partition is, in the place of ``expected``, unless the generation is served.
+
+        Returns:
+            Whether it was recorded.
 
         Args:
             expected: The plan that this one follows, whose partitions are done; None: there must be no plan.
@@ -96,7 +99,10 @@ class RedisFilling:
 
         def begin() -> bool:
             with self._client.pipeline() as pipe:
-                pipe.watch(self._keys.plan)  # type: ignore[no-untyped-call]  # redis 8.1
+                pipe.watch(self._keys.plan, self._keys.serving)  # type: ignore[no-untyped-call]  # redis 8.1
+                served: Any = pipe.get(self._keys.serving)
+                if served is not None and decode_serving(served).generation == self._generation:
+                    return False
                 if pipe.get(self._keys.plan) != before:
                     return False
                 pipe.multi()

@@ -52,13 +52,15 @@ class RedisGenerations:
         return self._serving_of(self._ask(lambda: self._client.get(self._serving)))
 
     def serve(self, expected: Serving, new: Serving) -> bool:
-        """Serve ``new`` if ``expected`` is still what is served."""
+        """Serve ``new`` if ``expected`` is still what is served, and nobody is filling the generation."""
+        plan = Keys(self._settings.key_prefix, new.generation).plan
 
         def replace() -> bool:
             with self._client.pipeline() as pipe:
-                pipe.watch(self._serving)  # type: ignore[no-untyped-call]  # redis 8.1
+                pipe.watch(self._serving, plan)  # type: ignore[no-untyped-call]  # redis 8.1
                 found: Any = pipe.get(self._serving)
-                if self._serving_of(found) != expected:
+                # A backfill's windows are ahead of watermark and vectors: live workers must not come in between.
+                if self._serving_of(found) != expected or pipe.exists(plan):
                     return False
                 pipe.multi()
                 pipe.set(self._serving, encode_record(new))

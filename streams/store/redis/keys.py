@@ -21,6 +21,11 @@ class Keys:
         return f"{self.key_prefix}:{self.generation}:"
 
     @property
+    def serving(self) -> str:
+        """Which generation is served; the same for all of them."""
+        return f"{self.key_prefix}:generation"
+
+    @property
     def partitions(self) -> str:
         """How many partitions users are spread over."""
         return self.prefix + "partitions"
