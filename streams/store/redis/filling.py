@@ -89,11 +89,11 @@ class RedisFilling:
     def begin(self, plan: Plan, progress: Mapping[int, Progress], expected: Plan | None = None) -> bool:
         """Record a plan, and how far each partition is, in the place of ``expected``, unless the generation is served.
 
-        Returns:
-            Whether it was recorded.
-
         Args:
             expected: The plan that this one follows, whose partitions are done; None: there must be no plan.
+
+        Returns:
+            Whether it was recorded.
         """
         before = None if expected is None else encode_record(expected)
 
