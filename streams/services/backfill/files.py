@@ -122,7 +122,7 @@ class FileSource:
     def read(self, skip: int = 0, *, only_controls: bool = False) -> Iterator[Batch]:
         """Every event after the first ``skip`` records, in batches of up to 10,000 records.
 
-        Lines that are skipped are counted but not decoded; rows are not even read.
+        Lines that are skipped are counted but not decoded, and rows are not even read: their batches are empty.
 
         Args:
             only_controls: Leave out, without decoding it, what can't be a control event.
@@ -136,6 +136,8 @@ class FileSource:
         events: list[SourceEvent] = []
         bad: list[int] = []
         for part, path in self._parts(skip, only_controls):
+            if not part.records and not records:
+                yield Batch(ordinal, [], [])
             if records and records + len(part.records) > BATCH_RECORDS:
                 yield Batch(ordinal, events, bad)
                 records = 0
@@ -152,8 +154,7 @@ class FileSource:
             parts = _row_parts(path, skip, only_controls) if _is_parquet(path) else _line_parts(path, only_controls)
             for part in parts:
                 number = part.first + len(part.records) - 1
-                if number > skip:
-                    yield part.without(skip), path
+                yield part.without(skip), path
             skip = max(0, skip - number)
 
     def _events(self, path: Path, part: _Part, ordinal: int, bad: list[int]) -> Iterator[SourceEvent]:
@@ -398,7 +399,8 @@ def _row_parts(path: Path, skip: int, only_controls: bool) -> Iterator[_Part]:
         groups = list(range(file.num_row_groups))
         while groups and first - 1 + file.metadata.row_group(groups[0]).num_rows <= skip:
             first += file.metadata.row_group(groups.pop(0)).num_rows
-        yield _Part("row", first, [], _checked)
+        if first > 1:
+            yield _Part("row", first, [], _checked)
         for batch in file.iter_batches(BATCH_RECORDS, row_groups=groups, columns=columns):
             if only_controls and not _has_control(path, batch):
                 yield _Part("row", first, range(batch.num_rows), _nothing)

@@ -4,8 +4,7 @@ import heapq
 from collections import deque
 from collections.abc import Iterator, Mapping
 from contextlib import closing
-from itertools import islice
-from time import time
+from time import monotonic, time
 from typing import Final, Protocol
 
 from streams.contracts.event import InvalidEvent, decode_event, event_time_ms, may_be_control
@@ -18,6 +17,7 @@ from streams.settings import Settings
 
 _READ_MESSAGES: Final = 5000
 _WAIT_S: Final = 0.2
+_BATCH_S: Final = 1.0
 # Of all partitions together; a message in memory takes half a kilobyte beside its value.
 _BUFFERED_MESSAGES: Final = 100_000
 _BUFFERED_BYTES: Final = 128 * 1024 * 1024
@@ -76,9 +76,9 @@ class RawSource:
         return Count(sum(extent.end - extent.start for extent in self._extents.values()), is_exact=True)
 
     def read(self, skip: int = 0, *, only_controls: bool = False) -> Iterator[Batch]:
-        """Every event after the first ``skip`` messages, in batches of up to 10,000 messages.
+        """Every event after the first ``skip`` messages, in batches of up to 10,000 messages or of about a second.
 
-        Those that are skipped are read from Kafka again, for their order, but not decoded.
+        Those that are skipped are read from Kafka again, for their order, but not decoded: their batches are empty.
 
         Args:
             only_controls: Leave out, without decoding it, what can't be a control event.
@@ -87,14 +87,14 @@ class RawSource:
             LogGap: Messages are not there any more that were when the extents were found.
             LogUnavailable, TopicMissing, AuthenticationFailed: Kafka says so.
         """
-        ordinal = skip
+        first = 0
         with closing(ExtentsReader(self._settings.kafka, self._extents)) as reader:
-            messages = islice(merged(reader), skip, None)
-            while batch := list(islice(messages, BATCH_RECORDS)):
+            for messages in _batches(merged(reader)):
+                left_out = max(0, skip - first)
                 bad: list[int] = []
-                events = list(self._events(batch, ordinal, bad, only_controls))
-                ordinal += len(batch)
-                yield Batch(ordinal, events, bad)
+                events = list(self._events(messages[left_out:], first + left_out, bad, only_controls))
+                first += len(messages)
+                yield Batch(first, events, bad)
 
     def _events(
         self, messages: list[Message], first: int, bad: list[int], only_controls: bool
@@ -115,6 +115,20 @@ class RawSource:
                 bad.append(ordinal)
                 continue
             yield source_event(event, types[topic], time_ms, topic, ids[topic], partition, offset, ordinal, appended_ms)
+
+
+def _batches(messages: Iterator[Message]) -> Iterator[list[Message]]:
+    """Up to 10,000 messages, or as many as come in a second: whoever reads has other things to do now and then."""
+    batch: list[Message] = []
+    until = monotonic() + _BATCH_S
+    for message in messages:
+        batch.append(message)
+        if len(batch) >= BATCH_RECORDS or monotonic() >= until:
+            yield batch
+            batch = []
+            until = monotonic() + _BATCH_S
+    if batch:
+        yield batch
 
 
 def merged(

@@ -229,7 +229,8 @@ class FillingWorker:
         source = source_of(plan, self._settings)
         # 2. Read all of it, and advance the windows of the share's users.
         first = min(each.next for each in progress.values())
-        for step in _steps_of_events(source.read(first), self._limits.step_events):
+        batches = self._until_stopped(source.read(first), fillers)
+        for step in _steps_of_events(batches, self._limits.step_events):
             of_partition: dict[int, list[SourceEvent]] = defaultdict(list)
             for event in step.events:
                 settled = controls.settle(event)
@@ -238,16 +239,26 @@ class FillingWorker:
             for number, filler in fillers.items():
                 # Whose events they would have been, nobody knows: they are counted once.
                 filler.add_events(of_partition[number], step.next, step.bad if number == 0 else ())
-            self._filling.keep({number: filler.progress for number, filler in fillers.items()})
-            if self._is_stopped():
-                for filler in fillers.values():
-                    filler.flush()
-                return
+        if self._is_stopped():
+            for filler in fillers.values():
+                filler.flush()
+            return
         if 0 in fillers and source.bad.total:
             _logger.warning("records that are no events", by_reason=source.bad.by_reason, such_as=source.bad.examples)
         # 3. Encode.
         for filler in fillers.values():
             filler.finish(self._is_stopped)
+
+    def _until_stopped(self, batches: Iterator[Batch], fillers: Mapping[int, PartitionFiller]) -> Iterator[Batch]:
+        """Pass batches on, up to where the worker is told to stop, and keep the claims meanwhile.
+
+        After each of them, not after each step: what was filled before is read too, and may be long.
+        """
+        for batch in batches:
+            yield batch
+            self._filling.keep({number: filler.progress for number, filler in fillers.items()})
+            if self._is_stopped():
+                return
 
     def _controls(self, plan: Plan, progress: Mapping[int, Progress]) -> Controls | None:
         """Read all of the source for its control events, and record the erasures; None: told to stop."""
