@@ -158,6 +158,17 @@ def test_a_plan_is_made_once_and_kept_until_it_is_done(filling: RedisFilling, ot
     assert other.plan() is None
 
 
+def test_a_plan_is_not_begun_where_another_was_done_since_it_was_made(
+    filling: RedisFilling, other: RedisFilling
+) -> None:
+    assert filling.claim([3])
+    filling.checkpoint(3, None, Progress(8), Watermark(7, TOPIC_ID, PARTITIONS))
+    assert not other.begin(PLAN, {0: Progress(0)}, filled={})
+    assert not other.begin(PLAN, {0: Progress(0)}, filled={3: 6})
+    assert other.plan() is None
+    assert other.begin(PLAN, {0: Progress(0)}, filled={3: 7})
+
+
 def test_a_plan_that_is_done_is_followed_by_one_other(filling: RedisFilling, other: RedisFilling) -> None:
     following, another = (msgspec.structs.replace(PLAN, created_ms=created_ms) for created_ms in (6_000, 7_000))
     filling.begin(PLAN, {0: Progress(10)})

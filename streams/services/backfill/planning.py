@@ -124,11 +124,13 @@ class Planned:
 
     Attributes:
         progress: By partition.
+        filled: The watermarks that it goes on from: the offset of each partition that has one.
         is_begun: It was made before, and is taken up again.
     """
 
     plan: Plan
     progress: Mapping[int, Progress]
+    filled: Mapping[int, int] | None = None
     is_begun: bool = False
 
 
@@ -232,7 +234,8 @@ def make_plan(target: Target, request: Request, workers: int, now_ms: int) -> Pl
     else:
         plan = _of_files(replace(plan, shares=min(workers, plan.partitions)), target, topic)
     starts = [each.start for each in plan.ranges] if request.source == "interactions" else [0] * plan.partitions
-    return Planned(plan, {partition: Progress(start) for partition, start in enumerate(starts)})
+    progress = {partition: Progress(start) for partition, start in enumerate(starts)}
+    return Planned(plan, progress, {partition: watermark.offset for partition, watermark in found.items()})
 
 
 def record_plan(target: Target, planned: Planned) -> None:
@@ -256,7 +259,7 @@ def record_plan(target: Target, planned: Planned) -> None:
     target.generations.register(generation)
     topic = Topic(target.settings.topics.interactions, plan.topic_id, plan.partitions)
     _check_partitions(target.name, topic, target.store.set_partitions(plan.partitions))
-    if not target.filling.begin(plan, planned.progress):
+    if not target.filling.begin(plan, planned.progress, filled=planned.filled):
         found = target.filling.plan()
         if found is None:
             raise UsageError(

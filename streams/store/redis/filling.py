@@ -86,24 +86,37 @@ class RedisFilling:
                 f"the generation with `driftline generations drop {self._generation}`"
             ) from error
 
-    def begin(self, plan: Plan, progress: Mapping[int, Progress], expected: Plan | None = None) -> bool:
+    def begin(
+        self,
+        plan: Plan,
+        progress: Mapping[int, Progress],
+        expected: Plan | None = None,
+        filled: Mapping[int, int] | None = None,
+    ) -> bool:
         """Record a plan, and how far each partition is, in the place of ``expected``, unless the generation is served.
 
         Args:
             expected: The plan that this one follows, whose partitions are done; None: there must be no plan.
+            filled: The watermarks that the plan goes on from: each partition's offset, where it has one. They must be so still;
+                None: whatever they are.
 
         Returns:
             Whether it was recorded.
         """
+        watermarks = [self._keys.watermark(partition) for partition in range(plan.partitions)]
         before = None if expected is None else encode_record(expected)
 
         def begin() -> bool:
             with self._client.pipeline() as pipe:
-                pipe.watch(self._keys.plan, self._keys.serving)  # type: ignore[no-untyped-call]  # redis 8.1
+                pipe.watch(self._keys.plan, self._keys.serving, *watermarks)  # type: ignore[no-untyped-call]  # redis 8.1
                 served: Any = pipe.get(self._keys.serving)
                 if served is not None and decode_serving(served).generation == self._generation:
                     return False
                 if pipe.get(self._keys.plan) != before:
+                    return False
+                found: list[Any] = [pipe.hget(key, "offset") for key in watermarks]
+                offsets = {partition: int(offset) for partition, offset in enumerate(found) if offset is not None}
+                if filled is not None and offsets != filled:
                     return False
                 pipe.multi()
                 for partition, of_partition in progress.items():
