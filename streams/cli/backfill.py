@@ -135,6 +135,7 @@ def backfill(
     **Files**: JSON lines (.jsonl, .ndjson, .json, also .gz and .zst) or Parquet, such as `driftline data pull` writes. They
     stand for all that the served generation has applied when this begins; what comes after is taken from `interactions`
     from there. Without a served generation, from its beginning: then only an event's `event_id` tells that it is in both.
+    An event without an `event_id` is named by its file and line, so `driftline generations compare` finds its window changed.
     A Parquet file has the columns user_id, item_id and event_time, and if you like type, event_id and anonymous_id.
 
     `--recommendations` sends lists with the mode `replay`, one for a user after every N of its events (or somewhat more, for
