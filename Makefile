@@ -7,9 +7,6 @@ SHELL := /bin/bash
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 CHECKED := streams models export deploy tests
-# Two test files at a time, each with a Kafka and a Redis of its own: most of them wait for these. In the order of their
-# names the long ones come first; by their number of tests, xdist's own order, tests/faults would run last and alone.
-SIDE_BY_SIDE := --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 # Stamps: a file's date says when its step was last done, so that a second run does nothing.
 VENV := .venv/.stamp
@@ -25,8 +22,8 @@ help: ## list these commands
 demo: $(DEMO) ## the whole engine in one terminal; installs neither torch nor Java. ARGS="--output json"
 	@$(BIN)/driftline demo $(ARGS)
 
-test: $(DEV) $(JARS) ## every test, against a real Kafka and a real Redis. ARGS="-k window", ARGS="-n 0 -s"
-	$(BIN)/python -m pytest $(SIDE_BY_SIDE) $(ARGS)
+test: $(DEV) $(JARS) ## every test, against a real Kafka and a real Redis. ARGS="-k window"
+	$(BIN)/python -m pytest $(ARGS)
 
 check: $(DEV) ## lint, formatting, types, import rules, known vulnerabilities
 	$(BIN)/ruff check .
