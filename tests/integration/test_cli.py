@@ -574,7 +574,8 @@ def test_a_raw_topic_made_anew_is_refused_until_it_is_adopted_and_none_of_its_ev
     ingest.send_signal(signal.SIGCONT)
     assert ingest.wait(40) == 20, own.logs()
 
-    # Kafka 4 deletes a group's commits with the topic, but an ingest that still runs may commit once more.
+    # Kafka 4 deletes a group's commits with the topic, a moment later, but an ingest that still runs may commit once more.
+    wait_until(lambda: not own.ask("status")["raw"][0]["made_anew"], 60, "the commits are deleted")
     commit_anew(kafka, group, topic, 10, old_id)
     again = own.run("ingest")
     assert again.returncode == 20
