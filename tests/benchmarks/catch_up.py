@@ -15,6 +15,8 @@ from tests.benchmarks.rig import Assistant, BenchmarkFailed, Rig, Service, appli
 _POLL_S = 0.02
 # The first part of every run is warm-up: imports, the group's join, caches, the first calls of the model.
 _WARM_SHARE = 0.15
+# Of a backlog that is not applied to its end.
+_WARM_EVENTS = 40_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +82,8 @@ def live_rate(rig: Rig, backlog: Backlog, bundle: Path, seconds: float) -> float
     environment = rig.environment(backlog.raw.name, backlog.interactions.name, rig.topic("recommendations").name)
     store = RedisStore(rig.settings(backlog.raw.name, backlog.interactions.name).redis)
     with rig.driftline("evolve", environment, "--bundle", str(bundle)) as evolve:
-        wait_for(lambda: evolve.check() or applied(store) >= backlog.events * 0.01, "evolve is warm", 60.0)
+        warm = min(_WARM_EVENTS, backlog.events * _WARM_SHARE)
+        wait_for(lambda: evolve.check() or applied(store) >= warm, "evolve is warm", 60.0)
         started, before = time.perf_counter(), applied(store)
         while applied(store) < backlog.events and time.perf_counter() - started < seconds:
             evolve.check()
