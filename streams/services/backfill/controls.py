@@ -35,7 +35,7 @@ class _End(NamedTuple):
 
 
 class Controls:
-    """The control events of a source, some 400 bytes each.
+    """The control events of a source: in memory 400 bytes a `$identify`, 570 a `$erase`.
 
     Args:
         erasures: That are recorded already; those of the source are added.
@@ -71,17 +71,13 @@ class Controls:
         """
         if event.type in CONTROL_TYPES:
             return None
-        if event.user_id not in self._ends and not self._erasures:
-            return event
+        if event.user_id not in self._ends:
+            return None if self._erasures.covers(event.user_id, event.appended_ms) else event
         user, ordinal, appended_ms = event.user_id, event.ordinal, event.appended_ms
         while not self._erasures.covers(user, appended_ms):
             end = self._following(user, ordinal)
             if end is None:
-                return (
-                    event
-                    if user == event.user_id
-                    else msgspec.structs.replace(event, user_id=user, appended_ms=appended_ms)
-                )
+                return msgspec.structs.replace(event, user_id=user, appended_ms=appended_ms)
             if end.heir is None:
                 return None
             user, ordinal, appended_ms = end.heir, end.ordinal, end.appended_ms
