@@ -36,7 +36,7 @@ class RedisGenerations:
         self._connection = Connection(settings)
         self._client = self._connection.client
         self._ask = self._connection.ask
-        self._serving = f"{settings.key_prefix}:generation"
+        self._serving = Keys(settings.key_prefix, settings.generation).serving
         self._records = f"{settings.key_prefix}:generations"
 
     def close(self) -> None:
