@@ -103,7 +103,7 @@ class RedisFilling:
         Returns:
             Whether it was recorded.
         """
-        watermarks = [self._keys.watermark(partition) for partition in range(plan.partitions)]
+        watermarks = [] if filled is None else [self._keys.watermark(partition) for partition in range(plan.partitions)]
         before = None if expected is None else encode_record(expected)
 
         def begin() -> bool:
@@ -116,7 +116,7 @@ class RedisFilling:
                     return False
                 found: list[Any] = [pipe.hget(key, "offset") for key in watermarks]
                 offsets = {partition: int(offset) for partition, offset in enumerate(found) if offset is not None}
-                if filled is not None and offsets != filled:
+                if offsets != (filled or {}):
                     return False
                 pipe.multi()
                 for partition, of_partition in progress.items():
