@@ -1,6 +1,7 @@
 """What is recorded of erasures, and removing the erased from every generation."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, Final
 
 from streams.contracts.erasure import Erasure, Erasures, user_digest
@@ -43,7 +44,7 @@ class RedisErasures:
         found: dict[str, int] = {}
         for first in range(0, len(users), _ASKED_AT_ONCE):
             digests = [user_digest(user) for user in users[first : first + _ASKED_AT_ONCE]]
-            times: Any = self._connection.ask(lambda some=digests: self._client.hmget(self._key, some))  # type: ignore[misc]
+            times: Any = self._connection.ask(partial(self._client.hmget, self._key, digests))
             found |= {digest: int(time_ms) for digest, time_ms in zip(digests, times, strict=True) if time_ms}
         return Erasures(found)
 
@@ -56,7 +57,7 @@ class RedisErasures:
         calls: list[tuple[list[str], list[Any]]] = []
         for generation in self._generations.all():
             keys = Keys(self._settings.key_prefix, generation.name)
-            found: Any = self._connection.ask(lambda name=keys.partitions: self._client.get(name))  # type: ignore[misc]
+            found: Any = self._connection.ask(partial(self._client.get, keys.partitions))
             for erasure in erasures:
                 partition = partition_of(erasure.user_id, int(found or partitions))
                 row = keys.user(partition, erasure.user_id)

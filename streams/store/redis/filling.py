@@ -136,7 +136,7 @@ class RedisFilling:
 
         def end() -> None:
             with self._client.pipeline() as pipe:
-                pipe.watch(self._keys.plan)  # type: ignore[no-untyped-call]
+                pipe.watch(self._keys.plan)  # type: ignore[no-untyped-call]  # redis 8.1
                 found: Any = pipe.get(self._keys.plan)
                 if found == encode_record(plan):
                     pipe.multi()

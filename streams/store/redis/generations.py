@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from functools import partial
 from itertools import islice
 from typing import Any, TypeVar
 
@@ -103,7 +104,7 @@ class RedisGenerations:
         prefix = Keys(self._settings.key_prefix, name).prefix
         keys = iter(self._client.scan_iter(match=prefix + "*", count=SCAN_COUNT))
         while some := self._ask(lambda: list(islice(keys, SCAN_COUNT))):
-            yield int(self._ask(lambda batch=some: self._client.unlink(*batch)))  # type: ignore[misc]
+            yield int(self._ask(partial(self._client.unlink, *some)))
         self._ask(lambda: self._client.hdel(self._records, name))
 
     def _serving_of(self, raw: Any) -> Serving:
