@@ -133,10 +133,7 @@ class LogAdmin:
         return {
             resource.name: {
                 name: entry.value
-                for name, entry in self._connection.ask(
-                    f"describe topic {resource.name}",
-                    lambda f=future: f.result(),  # type: ignore[misc]
-                ).items()
+                for name, entry in self._connection.ask(f"describe topic {resource.name}", future.result).items()
                 if entry.value is not None
             }
             for resource, future in futures.items()
