@@ -102,7 +102,8 @@ def activate_version(settings: Settings, version: str) -> Serving:
     """Let live workers serve a version of the registry in the place of the one that they serve.
 
     Raises:
-        UsageError: It is served already, its vectors are of another space, or nothing is served yet.
+        UsageError: It is served already, or nothing is served yet.
+        StateRefused: Its vectors are of another space.
         BundleError, EncoderFailed: It cannot be loaded here. Nothing has changed.
     """
     place = _registry(settings) / version

@@ -36,6 +36,7 @@ class RedisErasures:
 
     def read(self) -> Erasures:
         """See `ErasureStore`."""
+        # At once, not by HSCAN: after a restart its cursor points anywhere, and an erasure that was missed would be undone.
         found: Any = self._connection.ask(lambda: self._client.hgetall(self._key))
         return Erasures({digest.decode(): int(erased_ms) for digest, erased_ms in found.items()})
 
