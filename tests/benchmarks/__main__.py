@@ -29,6 +29,8 @@ With the demo model catching up and freshness are measured unless `--only` asks 
 Memory: Redis's used memory over its users; resident sizes after 20,000 events. Script: by Redis's own statistics.
 Backfill: `driftline backfill` of a log in `interactions`, from the start of the command to its end, and a live worker that
 catches up on the same log; `--only backfill --events 50000000 --users 1000000` for a large one.
+Change: the longest time in which a partition of `recommendations` got nothing, by the broker's clock, from the start of
+`model activate` or `generations activate` to some seconds after its end; and over as long a time in which nothing is changed.
 Lists: processor time on one thread, without Kafka and Redis (`lists.py`): `--only lists` takes seconds.
 """
 
@@ -46,7 +48,7 @@ from export.pooling import write_pooling_bundle
 from streams.errors import DriftlineError
 from streams.observe.logs import configure_logging
 from streams.services.bundle import DEMO_BUNDLE
-from tests.benchmarks import backfill, catch_up, footprint, lists, live
+from tests.benchmarks import backfill, catch_up, change, footprint, lists, live
 from tests.benchmarks.interference import Interference
 from tests.benchmarks.report import Figure, as_json, as_markdown, machine, print_table
 from tests.benchmarks.rig import Assistant, BenchmarkFailed, Rig
@@ -66,6 +68,7 @@ class Part(StrEnum):
     SCRIPT = "script"
     LISTS = "lists"
     BACKFILL = "backfill"
+    CHANGE = "change"
 
 
 class Model(StrEnum):
@@ -167,7 +170,7 @@ def _measure(
         say(f"other processes had {100 * share:.0f} % of the machine meanwhile")
 
     with Assistant("tests.benchmarks.generator", rig.kafka.bootstrap_servers, str(bundle)) as generator:
-        if parts & {Part.CATCH_UP, Part.LIVE, Part.FRESHNESS, Part.BACKFILL}:
+        if parts & {Part.CATCH_UP, Part.LIVE, Part.FRESHNESS, Part.BACKFILL, Part.CHANGE}:
             say("warming the broker up")
             live.warm_broker(rig, generator, bundle, seconds=12.0 if quick else 40.0)
             interference.share()
@@ -187,6 +190,9 @@ def _measure(
             add(
                 live.freshness(rig, generator, bundle, model, runs=runs, seconds=seconds, rates=rates, top=top, say=say)
             )
+        # What is served is changed by the same steps, whatever the model.
+        if Part.CHANGE in parts and model is Model.POOLING:
+            add(change.measure(rig, generator, model, runs=runs, say=say))
         if Part.MEMORY in parts:
             add(footprint.memory(rig, generator, bundle, model, runs=runs, say=say))
     if Part.BACKFILL in parts:

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import Any, Final, Self
 from urllib.error import URLError
 from urllib.request import urlopen
@@ -77,10 +77,10 @@ class Rig(AbstractContextManager["Rig"]):
         self._count += 1
         return f"{stem}-{self._count}"
 
-    def topic(self, stem: str) -> Topic:
+    def topic(self, stem: str, config: Mapping[str, str] = MappingProxyType({})) -> Topic:
         """Make a topic with a new name, and wait until the broker answers for all of it."""
         name = self.name(stem)
-        self.admin.create_topic(name, PARTITIONS, 1, {})
+        self.admin.create_topic(name, PARTITIONS, 1, config)
         wait_for(lambda: self._is_ready(name), f"topic {name} has leaders")
         return self.admin.topics([name])[name]
 
