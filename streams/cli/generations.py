@@ -91,9 +91,11 @@ def compare(
 ) -> None:
     """Compare a generation with the one that is served, user by user.
 
-    As JSON: `here` (the one compared with), `there`, `users_here` and `users_there` (looked at), `missing_there` and
-    `missing_here` (of those, users without a row on the other side), `compared` (in both), `differing_windows`, `distances`
-    of vectors (cosine, 0 to 2: `p50`, `p99`, `max`; null where they cannot be compared), `list_overlap` (mean share of items
+    Users with events in frames that one of the two lacks are counted and left out; with more than 10,000 such frames nobody is.
+
+    As JSON: `here` (the one compared with), `there`, `users_here` and `users_there` (looked at), `moving` (of those, left out;
+    null: nobody, for too many frames), `missing_there` and `missing_here` (users without a row on the other side),
+    `compared` (in both), `differing_windows`, `distances` of vectors (cosine, 0 to 2: `p50`, `p99`, `max`; null where they cannot be compared), `list_overlap` (mean share of items
     in common), `samples`: `user_id`, `same_window`, `distance`, and the items listed `here` and `there`, best first.
     """
     settings = operator_settings(config, redis__url=redis_url)
@@ -111,7 +113,7 @@ def activate(
     generation: Name,
     max_lag: Annotated[
         int, typer.Option("--max-lag", min=0, help="Frames that it may lack: live workers read them before they go on.")
-    ] = 200,
+    ] = 10_000,
     max_missing: Annotated[
         float, typer.Option("--max-missing", min=0, max=1, help="Share of the live users that it may lack.")
     ] = 0.01,
@@ -205,11 +207,15 @@ def _print_comparison(console: "Console", found: "Comparison") -> None:
             ("", found.here, found.there),
             [
                 ("users looked at", found.users_here, found.users_there),
-                ("of those, missing on the other side", found.missing_there, found.missing_here),
+                ("missing on the other side", found.missing_there, found.missing_here),
             ],
             numbers=(found.here, found.there),
         )
     )
+    if found.moving is None:
+        console.print("One of the two lacks more frames than were looked into: users in them are compared as they are")
+    else:
+        console.print(f"Left out, for events in frames that one of the two lacks: {found.moving:,} users")
     console.print(f"Users on both sides: {found.compared:,}, of these {found.differing_windows:,} with another window")
     if distances is None:
         console.print("Vectors: not to be compared")

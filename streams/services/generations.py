@@ -1,7 +1,7 @@
 """Generations side by side: what there is, how two compare, which one is served, and removing one."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import closing
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing, suppress
 from itertools import islice
 from time import time
 from typing import Final, Protocol
@@ -9,9 +9,11 @@ from typing import Final, Protocol
 import numpy as np
 from msgspec import Struct
 
+from streams.contracts.frame import InvalidFrame, decode_frame
 from streams.contracts.generation import Generation, Plan, Serving
 from streams.errors import DriftlineError, UsageError
 from streams.log.admin import LogAdmin
+from streams.log.readers import ExtentsReader
 from streams.log.topics import Extent, Partition, Topic
 from streams.services.backfill.planning import words_of
 from streams.services.bundle import find_bundle
@@ -23,6 +25,8 @@ from streams.store.protocol import UserRecord, Watermark
 from streams.store.redis import RedisFilling, RedisGenerations, RedisStore
 
 _BATCH: Final = 200
+_FRAMES_A_READ: Final = 1000
+_READ_WAIT_S: Final = 0.1
 
 
 class NotFit(DriftlineError):
@@ -89,7 +93,9 @@ class Comparison(Struct, frozen=True):
     Attributes:
         here, there: Their names.
         users_here, users_there: Looked at in each.
-        missing_there, missing_here: Of those, users without a row in the other.
+        moving: Of those, users with events in frames that one of the two lacks: they are left out of all that follows. None:
+            it lacks so many that nobody was left out.
+        missing_there, missing_here: Users without a row in the other.
         compared: Users with a row in both.
         differing_windows: Of those.
         distances: None where the vectors are of different lengths, or no user is in both.
@@ -100,6 +106,7 @@ class Comparison(Struct, frozen=True):
     there: str
     users_here: int
     users_there: int
+    moving: int | None
     missing_there: int
     missing_here: int
     compared: int
@@ -119,7 +126,7 @@ class Limits(Struct, frozen=True):
         min_overlap: Share of items that two lists of a user must have in common, on average.
     """
 
-    max_lag: int = 200
+    max_lag: int = 10_000
     max_missing: float = 0.01
     max_differing_windows: float = 0.01
     min_overlap: float = 0.0
@@ -174,50 +181,47 @@ def lag_of(watermarks: Mapping[int, Watermark | None], extents: Mapping[Partitio
     return lag
 
 
-def compare(here: Rows, there: Rows, users: int, samples: int) -> Comparison:
+def compare(
+    here: Rows, there: Rows, users: int, samples: int, moving: Callable[[], Collection[str] | None] = frozenset
+) -> Comparison:
     """Look at up to ``users`` users of each side, and how they fare on the other.
 
     Redis hands out keys in the order of their hashes, so the first ones are as good as any sample.
+
+    Args:
+        moving: Is asked once everything is read: of whom one of the two may lack events.
     """
-    distances: list[float] = []
-    overlaps: list[float] = []
-    differing = compared = missing_there = 0
-    shown: list[Sample] = []
-    can_measure = True
+    pairs: list[Sample] = []
+    missing_there: set[str] = set()
     seen: set[str] = set()
     for batch in _batches(_each_once(here.scan_users(), seen, users)):
-        others = there.read_users([record.user_id for record in batch])
-        for record, other in zip(batch, others, strict=True):
+        for record, other in _with_others(batch, there):
             if other is None:
-                missing_there += 1
-                continue
-            compared += 1
-            distance = _distance(record, other)
-            can_measure = can_measure and distance is not None
-            if distance is not None:
-                distances.append(distance)
-            items, other_items = _items(record), _items(other)
-            overlaps.append(len(set(items) & set(other_items)) / max(1, len(items), len(other_items)))
-            same = state_of(record) == state_of(other)
-            differing += not same
-            if len(shown) < samples:
-                shown.append(Sample(record.user_id, same, distance, items, other_items))
-    users_here = len(seen)
-    missing_here, others_seen = 0, set[str]()
+                missing_there.add(record.user_id)
+            else:
+                pairs.append(_side_by_side(record, other))
+    missing_here: set[str] = set()
+    others_seen: set[str] = set()
     for batch in _batches(_each_once(there.scan_users(), others_seen, users)):
-        missing_here += sum(found is None for found in here.read_users([record.user_id for record in batch]))
+        missing_here.update(record.user_id for record, other in _with_others(batch, here) if other is None)
+    found = moving()
+    left_out = frozenset(found or ()) & (seen | others_seen)
+    pairs = [each for each in pairs if each.user_id not in left_out]
+    distances = [each.distance for each in pairs if each.distance is not None]
+    overlaps = [len(set(each.here) & set(each.there)) / max(1, len(each.here), len(each.there)) for each in pairs]
     return Comparison(
         here.generation,
         there.generation,
-        users_here,
+        len(seen),
         len(others_seen),
-        missing_there,
-        missing_here,
-        compared,
-        differing,
-        _summary(distances) if can_measure and distances else None,
+        None if found is None else len(left_out),
+        len(missing_there - left_out),
+        len(missing_here - left_out),
+        len(pairs),
+        sum(not each.same_window for each in pairs),
+        _summary(distances) if distances and len(distances) == len(pairs) else None,
         float(np.mean(overlaps)) if overlaps else None,
-        shown,
+        pairs[:samples],
     )
 
 
@@ -322,8 +326,7 @@ def compare_generations(settings: Settings, here: str | None, there: str, users:
         )
     for name in (here, there):
         find_record(records, name)
-    with closing(RedisStore(settings.redis, here)) as one, closing(RedisStore(settings.redis, there)) as other:
-        return compare(one, other, users, samples)
+    return _compare(settings, here, there, users, samples, Limits().max_lag)
 
 
 def activate(settings: Settings, name: str, limits: Limits, users: int, *, ignore_limits: bool) -> Activation:
@@ -348,11 +351,7 @@ def activate(settings: Settings, name: str, limits: Limits, users: int, *, ignor
         )
         # What workers will do: a model that cannot be loaded never gets in.
         open_engine(settings, find_bundle(settings, new, record), name)
-        with (
-            closing(RedisStore(settings.redis, serving.generation)) as here,
-            closing(RedisStore(settings.redis, name)) as there,
-        ):
-            comparison = None if served is None else compare(here, there, users, 0)
+        comparison = None if served is None else _compare(settings, served.name, name, users, 0, limits.max_lag)
         ignored = [] if comparison is None else failings(lag, comparison, limits)
         if ignored and not ignore_limits:
             raise NotFit(
@@ -397,6 +396,37 @@ def read_filled(settings: RedisSettings, name: str, partitions: int) -> Filled:
         )
 
 
+def _compare(settings: Settings, here: str, there: str, users: int, samples: int, most_frames: int) -> Comparison:
+    with closing(RedisStore(settings.redis, here)) as one, closing(RedisStore(settings.redis, there)) as other:
+        topic, _ = _interactions(settings)
+        # Before any row: what is applied later is in a frame after these.
+        applied = [store.read_watermarks(range(topic.partitions)) for store in (one, other)]
+        return compare(one, other, users, samples, lambda: _users_since(settings, applied, most_frames))
+
+
+def _users_since(
+    settings: Settings, applied: Sequence[Mapping[int, Watermark | None]], most_frames: int
+) -> set[str] | None:
+    """Users with events in frames that are not applied everywhere; None where those are more than ``most_frames``."""
+    topic, extents = _interactions(settings)
+    lacking: dict[Partition, Extent] = {}
+    for partition, extent in extents.items():
+        watermarks = [found[partition.number] for found in applied]
+        known = [each.offset for each in watermarks if each is not None and each.topic_id == topic.topic_id]
+        start = max(extent.start, min(known) + 1 if len(known) == len(watermarks) else 0)
+        lacking[partition] = Extent(start, max(start, extent.end))
+    if sum(extent.end - extent.start for extent in lacking.values()) > most_frames:
+        return None
+    users: set[str] = set()
+    with closing(ExtentsReader(settings.kafka, lacking)) as reader:
+        while reader.unfinished:
+            for message in reader.read(_FRAMES_A_READ, _READ_WAIT_S):
+                # One that is no frame is nobody's: workers bury it.
+                with suppress(InvalidFrame):
+                    users.update(decode_frame(message.value or b"").user)
+    return users
+
+
 def _interactions(settings: Settings) -> tuple[Topic, dict[Partition, Extent]]:
     name = settings.topics.interactions
     with LogAdmin(settings.kafka, settings.evolve.group) as admin:
@@ -431,6 +461,15 @@ def _each_once(records: Iterator[UserRecord], seen: set[str], count: int) -> Ite
 def _batches(records: Iterator[UserRecord]) -> Iterator[list[UserRecord]]:
     while batch := list(islice(records, _BATCH)):
         yield batch
+
+
+def _with_others(records: Sequence[UserRecord], there: Rows) -> Iterator[tuple[UserRecord, UserRecord | None]]:
+    return zip(records, there.read_users([record.user_id for record in records]), strict=True)
+
+
+def _side_by_side(one: UserRecord, other: UserRecord) -> Sample:
+    same_window = state_of(one) == state_of(other)
+    return Sample(one.user_id, same_window, _distance(one, other), _items(one), _items(other))
 
 
 def _distance(one: UserRecord, other: UserRecord) -> float | None:

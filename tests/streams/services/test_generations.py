@@ -81,7 +81,7 @@ def test_a_comparison_counts_what_is_missing_and_measures_what_is_on_both_sides(
     found = compare(here, there, users=100, samples=1)
     assert (found.here, found.there) == ("g1", "g2")
     assert (found.users_here, found.users_there) == (3, 4)
-    assert (found.missing_there, found.missing_here) == (1, 2)
+    assert (found.moving, found.missing_there, found.missing_here) == (0, 1, 2)
     assert (found.compared, found.differing_windows) == (2, 1)
     assert found.list_overlap == pytest.approx((0.75 + 0.25) / 2)
     assert found.distances is not None
@@ -91,6 +91,26 @@ def test_a_comparison_counts_what_is_missing_and_measures_what_is_on_both_sides(
     assert (sample.user_id, sample.same_window, sample.here, sample.there) == (
         "ana", True, ["a", "b", "c", "d"], ["b", "a", "c", "e"],
     )  # fmt: skip
+
+
+def test_users_with_events_that_one_side_lacks_are_left_out_of_the_comparison() -> None:
+    still = row((1, 0), ("a", "b"), ("x",))
+    here = store_of("g1", {"ana": still, "bea": row((0, 1), ("c", "d"), ("x", "y")), "new": still, "lost": still})
+    there = store_of("g2", {"ana": still, "bea": still, "soon": still, "gone": still})
+    moving = {"bea", "new", "soon", "somebody who was not looked at"}
+    found = compare(here, there, users=100, samples=5, moving=lambda: moving)
+    assert (found.users_here, found.users_there, found.moving) == (4, 4, 3)
+    assert (found.missing_there, found.missing_here) == (1, 1)
+    assert (found.compared, found.differing_windows, found.list_overlap) == (1, 0, 1.0)
+    assert found.distances is not None
+    assert found.distances.max == 0.0
+    assert [sample.user_id for sample in found.samples] == ["ana"]
+
+
+def test_where_one_side_lacks_too_many_frames_nobody_is_left_out() -> None:
+    here, there = store_of("g1", {"ana": row((1, 0), ("a",), ("x",))}), store_of("g2", {})
+    found = compare(here, there, users=100, samples=0, moving=lambda: None)
+    assert (found.moving, found.missing_there) == (None, 1)
 
 
 def test_vectors_of_different_lengths_have_no_distance_and_windows_are_compared_all_the_same() -> None:
@@ -158,16 +178,16 @@ def test_a_generation_whose_next_frames_retention_deleted_is_refused() -> None:
         check_whole("g2", WHOLE, TOPIC, extents)
 
 
-GOOD = Comparison("g1", "g2", 1000, 1000, 10, 0, 990, 9, None, 0.5, [])
+GOOD = Comparison("g1", "g2", 1000, 1000, 0, 10, 0, 990, 9, None, 0.5, [])
 
 
 def test_limits_that_are_just_kept_are_kept() -> None:
-    assert failings(200, GOOD, Limits(min_overlap=0.5)) == []
+    assert failings(10_000, GOOD, Limits(min_overlap=0.5)) == []
 
 
 def test_every_limit_that_is_not_kept_is_named_with_its_figures() -> None:
-    bad = Comparison("g1", "g2", 1000, 1000, 11, 0, 989, 10, None, 0.5, [])
-    found = failings(201, bad, Limits(min_overlap=0.51))
+    bad = Comparison("g1", "g2", 1000, 1000, 0, 11, 0, 989, 10, None, 0.5, [])
+    found = failings(201, bad, Limits(max_lag=200, min_overlap=0.51))
     assert [each.split(",")[0] for each in found] == [
         "it lacks 201 frames",
         "11 of 1",
