@@ -130,7 +130,8 @@ class EvolveMetrics:
         users: Rows written.
         frames: Frames applied.
         recommendations: Recommendations acknowledged by Kafka.
-        retries: By `operation`: store_read, store_swap, produce. One for each failed try that is repeated in place.
+        retries: By `operation`: store_open (at the start), store_read, store_swap, produce. One for each failed try that is
+            repeated in place.
         swept_users: Rows of users without new events, encoded again because another model's version had written them.
         stale_swaps: Swaps that Redis refused because another worker had moved the watermark.
         batch_users: Users a batch.
@@ -184,7 +185,7 @@ class EvolveMetrics:
             recommendations=Counter(f"{prefix}_recommendations_total", "Recommendations sent.", registry=registry),
             retries=_by(
                 "operation",
-                ("store_read", "store_swap", "produce"),
+                ("store_open", "store_read", "store_swap", "produce"),
                 Counter(f"{prefix}_retries_total", "Tries repeated in place.", ["operation"], registry=registry),
             ),
             swept_users=Counter(

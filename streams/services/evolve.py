@@ -275,6 +275,7 @@ class Evolve:
                     served = self._parts.open(self._parts.serving())
                 except StoreUnavailable as error:
                     self._health.block("store", str(error))
+                    self._metrics.retries.labels("store_open").inc()
                     _logger.warning("waiting for the store", attempt=attempt.num, error=str(error))
                     raise
         self._health.unblock("store")

@@ -445,11 +445,17 @@ def _commits_of_evolve(on: Round) -> Callable[[], bool]:
 def _wait_for_retries(on: Round) -> None:
     """Wait until an evolve has asked Redis in vain."""
 
-    def retries() -> float:
-        return sum(worker.metric("driftline_evolve_retries_total") for worker in on.workers("evolve"))
+    def retries() -> dict[tuple[str, int], float]:
+        """Of each process: one that is started again counts from nothing."""
+        return {
+            (worker.name, len(worker.exits)): worker.metric("driftline_evolve_retries_total")
+            for worker in on.workers("evolve")
+        }
 
     before = retries()
-    on.wait_until(lambda: retries() > before, "evolve asks Redis again")
+    on.wait_until(
+        lambda: any(count > before.get(process, 0) for process, count in retries().items()), "evolve asks Redis again"
+    )
 
 
 @dataclass(frozen=True)

@@ -300,6 +300,25 @@ def test_a_redis_emptied_under_a_worker_is_refused_at_its_restart_and_rebuilt_on
     report("rebuilt", pipeline.check(RULE, model))
 
 
+def test_a_worker_that_starts_while_redis_has_no_memory_says_so_and_serves_once_it_has(
+    pipeline: Pipeline, redis_server: RedisServer
+) -> None:
+    with redis.Redis.from_url(redis_server.url) as client:
+        client.config_set("maxmemory", 1)
+        try:
+            evolve = pipeline.start("evolve")
+            pipeline.wait_until(
+                lambda: evolve.metric("driftline_evolve_retries_total", operation="store_open") > 0,
+                60,
+                "evolve has asked Redis in vain",
+            )
+            assert not evolve.is_ready()
+        finally:
+            client.config_set("maxmemory", 0)
+    pipeline.wait_until_ready(evolve)
+    assert evolve.exits == []
+
+
 def test_kafka_killed_and_started_again_under_load(
     redis_server: RedisServer, names: Names, bundle: Path, model: Model, tmp_path: Path
 ) -> None:

@@ -80,7 +80,7 @@ def test_every_known_outcome_is_there_at_zero_before_anything_happened() -> None
         ),
         *(
             f"driftline_evolve_retries_total{{operation={operation}}}"
-            for operation in ("store_read", "store_swap", "produce")
+            for operation in ("store_open", "store_read", "store_swap", "produce")
         ),
     ):
         assert found[name] == 0, name
