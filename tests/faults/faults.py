@@ -229,21 +229,22 @@ def topic_made_anew(on: Round) -> None:
     on.note(f"{topic} is made anew")
     on.traffic.release()
     ingests = on.workers("ingest")
-    raw = on.ask(on.raw_ends, "Kafka tells where the raw topics end")
-    on.wait_until(
-        lambda: _all_refused(ingests) or on.is_committed(raw), "every ingest refuses the topic, or one reads it"
-    )
-    if _all_refused(ingests):
-        # A member that was killed stays in the group for a while.
-        on.wait_until(
-            lambda: on.pipeline.run("topics", "adopt", topic, "--yes").returncode == 0, "the topic is adopted"
-        )
-        on.note(f"{topic} is adopted")
-    on.pipeline.tend()
-    for worker in ingests:
-        if _has_refused(worker):
-            worker.start()
-    on.pipeline.wait_until_ready(*ingests, timeout_s=300)
+    new_id = on.ask(lambda: on.pipeline.topic_id(topic), "the new topic has an id")
+
+    def is_read() -> bool:
+        """Whether ingest goes on in the new topic; while it refuses to, this sees to it as an operator would."""
+        refused = [worker for worker in ingests if _has_refused(worker)]
+        is_taken = on.pipeline.ids_of_committed(topic) == {new_id}
+        if refused == ingests and not is_taken:
+            # A member that was killed stays in the group for a while, and nothing can be adopted as long.
+            is_taken = on.pipeline.run("topics", "adopt", topic, "--yes").returncode == 0
+            on.note(f"{topic} is {'adopted' if is_taken else 'not adopted yet'}")
+        if is_taken:
+            for worker in refused:
+                worker.start()
+        return is_taken and all(worker.is_ready() for worker in ingests)
+
+    on.wait_until(is_read, "ingest reads the new topic")
 
 
 # Redis
@@ -262,7 +263,7 @@ def redis_emptied(on: Round) -> None:
     on.wait_until(_commits_of_evolve(on), "every partition has a commit")
     with on.watcher.lost_tail():
         on.redis.restart_empty()
-    on.wait_until(lambda: _all_refused(evolves), "every evolve refuses the empty Redis")
+    on.wait_until(lambda: all(map(_has_refused, evolves)), "every evolve refuses the empty Redis")
     on.note("rebuild")
     first, *others = evolves
     first.start([sys.executable, "-m", "streams.cli", "evolve", "--rebuild"])
@@ -428,10 +429,6 @@ def _configure(on: Round, topic: str, name: str, value: str | None) -> None:
 def _delete(on: Round, topic: str) -> None:
     on.kafka.delete_topics([topic])
     on.wait_until(lambda: topic not in on.kafka.list_topics(timeout=10).topics, "the topic is gone")
-
-
-def _all_refused(workers: list[Worker]) -> bool:
-    return all(_has_refused(worker) for worker in workers)
 
 
 def _has_refused(worker: Worker) -> bool:

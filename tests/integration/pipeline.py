@@ -565,6 +565,12 @@ class Pipeline:
         """The next offset that ingest has committed of each raw partition."""
         return self._admin.committed(self.raw_partitions())
 
+    def ids_of_committed(self, topic: str) -> set[str | None]:
+        """The ids of the raw topic that ingest's commits are of; None for a partition without a commit."""
+        partitions = [partition for partition in self.raw_partitions() if partition.topic == topic]
+        found = self._admin.committed_positions(partitions).values()
+        return {None if position is None else position.topic_id for position in found}
+
     def ends(self, partitions: Iterable[Partition]) -> dict[Partition, int]:
         """Where the log of each partition ends."""
         return {partition: extent.end for partition, extent in self._admin.extents(partitions).items()}
