@@ -52,7 +52,7 @@ class RecommendedItem(Struct, frozen=True, gc=False):
 
 
 class Recommendation(Struct, frozen=True):
-    """A list of items for one user. Two with the same id have the same list: drop repeats by id."""
+    """A list of items for one user. Two with the same id have the same list, up to rounding: drop repeats by id."""
 
     recommendation_id: str
     user_id: str

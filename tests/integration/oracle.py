@@ -29,6 +29,7 @@ Place = tuple[str, int, int]  # topic, partition, offset; of a topic that was de
 
 _1990_MS = 631_152_000_000
 _DAY_MS = 86_400_000
+_ROUNDING = 1e-5
 
 
 class Message(NamedTuple):
@@ -134,7 +135,26 @@ def read_model(bundle: Path) -> Model:
 def check_close(found: npt.ArrayLike, expected: Vectors, what: str) -> None:
     """Within 1e-5; numpy's own check takes half a millisecond, and there are a hundred thousand lists."""
     difference = np.abs(np.asarray(found) - expected)
-    assert not len(difference) or difference.max() <= 1e-5, f"{what}: {found!r}, expected {expected!r}"
+    assert not len(difference) or difference.max() <= _ROUNDING, f"{what}: {found!r}, expected {expected!r}"
+
+
+def check_same_list(whose: str, first: Sequence[Mapping[str, Any]], second: Sequence[Mapping[str, Any]]) -> None:
+    """The same items in the same order, but for items whose scores are equal to within rounding: they may change places.
+
+    The last bits of a vector depend on how long the other windows of its batch are. Measured with the pooling model of the
+    faults: of a million lists that were made again in other batches, 8 were in another order.
+    """
+    ids, others = ([entry["item_id"] for entry in items] for items in (first, second))
+    scores, other_scores = ([entry["score"] or 0.0 for entry in items] for items in (first, second))
+    both = (
+        f"two lists of {whose}: {list(zip(ids, scores, strict=True))}, {list(zip(others, other_scores, strict=True))}"
+    )
+    assert len(ids) == len(others), both
+    check_close(scores, np.array(other_scores), both)
+    by_item = dict(zip(ids, scores, strict=True))
+    for place, (one, other) in enumerate(zip(ids, others, strict=True)):
+        # One that is not in the other list ties with what is last there.
+        assert one == other or abs(by_item.get(other, scores[-1]) - scores[place]) <= _ROUNDING, both
 
 
 # Raw events
@@ -417,7 +437,7 @@ def check_recommendations(
         identity, items = found["recommendation_id"], found["items"]
         if identity in lists:
             repeats += 1
-            _check_same(identity, lists[identity], items)
+            check_same_list(identity, lists[identity], items)
         lists[identity] = items
         versions[identity] = found["model"]["version"]
         by_trigger[_trigger(found, log)][identity] = items
@@ -438,7 +458,7 @@ def check_recommendations(
     for key, row in ({} if isinstance(model, Versions) else rows).items():
         stored = json.loads(row["recommendations"])
         assert stored["recommendation_id"] in lists, f"{key}: in Redis, but never sent"
-        _check_same(key, lists[stored["recommendation_id"]], stored["items"])
+        check_same_list(key, lists[stored["recommendation_id"]], stored["items"])
     return repeats
 
 
@@ -446,13 +466,6 @@ def unsent(messages: Iterable[Message], rows: Mapping[str, Mapping[str, bytes]])
     """The keys of rows whose recommendation was never sent; there must be none at any moment."""
     sent = {json.loads(message.value or b"")["recommendation_id"] for message in messages}
     return [key for key, row in rows.items() if json.loads(row["recommendations"])["recommendation_id"] not in sent]
-
-
-def _check_same(identity: str, first: Sequence[Mapping[str, Any]], second: Sequence[Mapping[str, Any]]) -> None:
-    ids, others = ([entry["item_id"] for entry in items] for items in (first, second))
-    assert ids == others, f"{identity} was sent with two lists: {ids}, {others}"
-    scores, other_scores = ([entry["score"] for entry in items] for items in (first, second))
-    check_close(scores, np.array(other_scores), f"scores of {identity}")
 
 
 def _trigger(recommendation: Mapping[str, Any], log: Log) -> Place:

@@ -39,6 +39,7 @@ from tests.integration.oracle import (
     Rule,
     check_close,
     check_rows,
+    check_same_list,
     judge,
     read_frame,
     read_model,
@@ -153,8 +154,9 @@ def check_equal(found: Rows, expected: Rows) -> None:
         vectors = [np.frombuffer(each["vector"], "<f4") for each in (other, row)]
         check_close(vectors[0], vectors[1], f"vector of user {user}")
         lists = [json.loads(each["recommendations"]) for each in (other, row)]
-        named = [[(item["item_id"], item["because"]) for item in each["items"]] for each in lists]
-        assert named[0] == named[1], user
+        check_same_list(user, lists[0]["items"], lists[1]["items"])
+        reasons = [{item["item_id"]: item["because"] for item in each["items"]} for each in lists]
+        assert all(reasons[1].get(item, because) == because for item, because in reasons[0].items()), user
         assert lists[0]["trigger"] == lists[1]["trigger"], user
 
 
