@@ -227,6 +227,8 @@ def topic_made_anew(on: Round) -> None:
     on.pipeline.deleted_ids[topic_id] = old
     on.pipeline.deleted.extend(kept)
     on.note(f"{topic} is made anew")
+    # To a producer that has seen it without partitions, messages for it are errors.
+    on.wait_until(lambda: on.pipeline.producer_knows(topic, 2), "the traffic's producer knows the new topic")
     on.traffic.release()
     ingests = on.workers("ingest")
     new_id = on.ask(lambda: on.pipeline.topic_id(topic), "the new topic has an id")

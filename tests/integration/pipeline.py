@@ -402,6 +402,11 @@ class Pipeline:
                     break
         self._producer.poll(0)
 
+    def producer_knows(self, topic: str, partitions: int) -> bool:
+        """Whether the producer sees so many partitions of a topic, each with a leader; it asks Kafka anew."""
+        found = self._producer.list_topics(topic, timeout=10).topics[topic].partitions.values()
+        return len(found) == partitions and all(partition.leader >= 0 for partition in found)
+
     def flush(self) -> None:
         """Wait until Kafka has what was sent."""
         self._producer.flush()
