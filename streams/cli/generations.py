@@ -91,7 +91,7 @@ def compare(
 ) -> None:
     """Compare a generation with the one that is served, user by user.
 
-    Users with events in frames that one of the two lacks are counted and left out; with more than 10,000 such frames nobody is.
+    Users with events that are still to come in one of the two are counted and left out, unless it lacks over 10,000 frames.
 
     As JSON: `here` (the one compared with), `there`, `users_here` and `users_there` (looked at), `moving` (of those, left out;
     null: nobody, for too many frames), `missing_there` and `missing_here` (users without a row on the other side),
@@ -215,7 +215,7 @@ def _print_comparison(console: "Console", found: "Comparison") -> None:
     if found.moving is None:
         console.print("One of the two lacks more frames than were looked into: users in them are compared as they are")
     else:
-        console.print(f"Left out, for events in frames that one of the two lacks: {found.moving:,} users")
+        console.print(f"Left out, for events that are still to come in one of the two: {found.moving:,} users")
     console.print(f"Users on both sides: {found.compared:,}, of these {found.differing_windows:,} with another window")
     if distances is None:
         console.print("Vectors: not to be compared")

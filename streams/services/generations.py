@@ -9,7 +9,7 @@ from typing import Final, Protocol
 import numpy as np
 from msgspec import Struct
 
-from streams.contracts.frame import InvalidFrame, decode_frame
+from streams.contracts.frame import Frame, InvalidFrame, decode_frame
 from streams.contracts.generation import Generation, Plan, Serving
 from streams.errors import DriftlineError, UsageError
 from streams.log.admin import LogAdmin
@@ -93,8 +93,8 @@ class Comparison(Struct, frozen=True):
     Attributes:
         here, there: Their names.
         users_here, users_there: Looked at in each.
-        moving: Of those, users with events in frames that one of the two lacks: they are left out of all that follows. None:
-            it lacks so many that nobody was left out.
+        moving: Of those, users with events that are still to come in one of the two: they are left out of all that follows.
+            None: it lacks so many frames that nobody was left out.
         missing_there, missing_here: Users without a row in the other.
         compared: Users with a row in both.
         differing_windows: Of those.
@@ -407,7 +407,11 @@ def _compare(settings: Settings, here: str, there: str, users: int, samples: int
 def _users_since(
     settings: Settings, applied: Sequence[Mapping[int, Watermark | None]], most_frames: int
 ) -> set[str] | None:
-    """Users with events in frames that are not applied everywhere; None where those are more than ``most_frames``."""
+    """Users with events that are still to come somewhere; None where more than ``most_frames`` frames had to be looked into.
+
+    Frames above the watermark bring nothing new to a generation that was filled with their events from raw topics: its marks
+    tell.
+    """
     topic, extents = _interactions(settings)
     lacking: dict[Partition, Extent] = {}
     for partition, extent in extents.items():
@@ -423,8 +427,21 @@ def _users_since(
             for message in reader.read(_FRAMES_A_READ, _READ_WAIT_S):
                 # One that is no frame is nobody's: workers bury it.
                 with suppress(InvalidFrame):
-                    users.update(decode_frame(message.value or b"").user)
+                    frame = decode_frame(message.value or b"")
+                    for found in applied:
+                        users |= users_to_come(frame, message.offset, found[message.partition])
     return users
+
+
+def users_to_come(frame: Frame, offset: int, applied: Watermark | None) -> set[str]:
+    """Users to whom a frame at this offset of its partition brings events beyond what is applied there."""
+    if applied is not None and offset <= applied.offset:
+        return set()
+    marks = {} if applied is None else applied.marks
+    known = [marks.get(source, -1) for source in frame.sources]
+    return {
+        user for user, source, raw in zip(frame.user, frame.source, frame.offset, strict=True) if raw > known[source]
+    }
 
 
 def _interactions(settings: Settings) -> tuple[Topic, dict[Partition, Extent]]:

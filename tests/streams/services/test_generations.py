@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pytest
 
+from streams.contracts.frame import FRAME_VERSION, Frame, Source
 from streams.contracts.generation import Generation, Plan, Request, Serving
 from streams.contracts.recommendation import (
     ModelName,
@@ -28,6 +29,7 @@ from streams.services.generations import (
     failings,
     find_record,
     status_of,
+    users_to_come,
 )
 from streams.store.memory import MemoryStore
 from streams.store.protocol import Swap, Watermark
@@ -105,6 +107,19 @@ def test_users_with_events_that_one_side_lacks_are_left_out_of_the_comparison() 
     assert found.distances is not None
     assert found.distances.max == 0.0
     assert [sample.user_id for sample in found.samples] == ["ana"]
+
+
+def test_a_frame_brings_events_to_those_whose_raw_offsets_are_beyond_the_marks() -> None:
+    clicks, views = Source("clicks", "c", 0), Source("views", "v", 0)
+    frame = Frame(
+        FRAME_VERSION, [clicks, views], [0, 0, 1], [6, 7, 3], [1, 1, 1], ["ana", "bea", "cem"], ["x"] * 3, ["click"] * 3,
+        [1, 2, 3], [None] * 3, {},
+    )  # fmt: skip
+    assert users_to_come(frame, 5, None) == {"ana", "bea", "cem"}
+    assert users_to_come(frame, 5, Watermark(4, "id-1", 2)) == {"ana", "bea", "cem"}
+    assert users_to_come(frame, 5, Watermark(4, "id-1", 2, {clicks: 6})) == {"bea", "cem"}
+    assert users_to_come(frame, 5, Watermark(4, "id-1", 2, {clicks: 9, views: 3})) == set()
+    assert users_to_come(frame, 5, Watermark(5, "id-1", 2)) == set()
 
 
 def test_where_one_side_lacks_too_many_frames_nobody_is_left_out() -> None:
