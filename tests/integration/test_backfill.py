@@ -351,6 +351,9 @@ def test_raw_topics_are_replayed_in_the_order_of_time(live: Live) -> None:
     events = in_order_of_time(live.raw, names.types)
     assert windows(live.rows_of("raw")) == replayed(events)
     assert (found["records"], found["events"], found["bad"]) == (len(live.raw), len(events), len(live.log.bad))
+    # It lacks every frame, and none brings it anything.
+    compared = json.loads(live.pipeline.run("generations", "compare", "raw", "--output", "json").stdout)
+    assert (compared["moving"], compared["compared"]) == (0, len(live.rows))
     # Killed or not.
     begin(live, "raw-killed", Request("raw", (names.clicks, names.views)))
     seed = random.SystemRandom().randrange(10**6)
