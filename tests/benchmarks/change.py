@@ -24,7 +24,7 @@ from tests.small_models import write_doubled_bundle
 _ROOT: Final = Path(__file__).resolve().parents[2]
 _RATE: Final = 500.0
 # Longer than everything that is done meanwhile.
-_SENDING_S: Final = 90.0
+_SENDING_S: Final = 150.0
 _WARM_UP_S: Final = 15.0
 # What is looked at: from the command's start on, and what comes of it after its end.
 _AFTER_S: Final = 8.0
