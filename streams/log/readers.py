@@ -256,6 +256,8 @@ class ExtentsReader:
     Args:
         extents: What to read.
         has_gaps: Offsets may be missing in the midst of a log, as compaction and transactions leave them.
+        fetch_bytes: Of one partition before the next one's turn; small pieces keep the partitions abreast. Default: as fast
+            as can be.
         clock: Seconds.
 
     Attributes:
@@ -268,10 +270,12 @@ class ExtentsReader:
         extents: Mapping[Partition, Extent],
         *,
         has_gaps: bool = True,
+        fetch_bytes: int | None = None,
         clock: Callable[[], float] = monotonic,
     ) -> None:
         self._settings = settings
         self._connection = Connection(settings)
+        fetch_bytes = fetch_bytes or max(_EXTENT_FETCH_BYTES // max(1, len(extents)), _LEAST_FETCH_BYTES)
         # By topic and number: a `Partition` compares as that, and is slower to make.
         self._next: dict[tuple[str, int], int] = {p: extent.start for p, extent in extents.items()}
         self._ends: dict[tuple[str, int], int] = {p: extent.end for p, extent in extents.items()}
@@ -288,7 +292,7 @@ class ExtentsReader:
                 "auto.offset.reset": "error",
                 # The last offsets may hold no message: then only the end of the log says that they are past.
                 "enable.partition.eof": True,
-                "max.partition.fetch.bytes": max(_EXTENT_FETCH_BYTES // max(1, len(extents)), _LEAST_FETCH_BYTES),
+                "max.partition.fetch.bytes": fetch_bytes,
                 "queued.min.messages": 20_000,
                 "queued.max.messages.kbytes": 32 * 1024,
                 # Once that is reached, librdkafka waits a second by default before it fetches again: half the speed.

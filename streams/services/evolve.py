@@ -49,7 +49,8 @@ _LAG_EVERY_S: Final = 1.0
 _SERVING_EVERY_S: Final = 0.2
 # After something that could not be loaded: reading a bundle takes a second of a core.
 _RELOAD_EVERY_S: Final = 5.0
-_REREAD_FRAMES: Final = 64
+# Readers of every partition wait for the frames that are read again: none may be far behind the others.
+_REREAD_BYTES: Final = 32 * 1024
 _REREAD_WAIT_S: Final = 0.2
 _SWEEP_EVERY_S: Final = 5.0
 # Between two looks at some hundred keys, so that Redis is free for others most of the time.
@@ -322,7 +323,8 @@ class Evolve:
             self._next = self._served
             return
         self._served = served
-        self._read_again(ExtentsReader(self._settings.kafka, behind, has_gaps=False) if behind else None)
+        kafka = self._settings.kafka
+        self._read_again(ExtentsReader(kafka, behind, has_gaps=False, fetch_bytes=_REREAD_BYTES) if behind else None)
         self._show_served()
 
     def _read_again(self, reader: ExtentsReader | None) -> None:
@@ -335,7 +337,7 @@ class Evolve:
         """Some frames that the generation moved to lacks; in the thread that applies."""
         if self._reread is not reader:  # a rebalance came first
             return
-        found = reader.read(_REREAD_FRAMES, _REREAD_WAIT_S)
+        found = reader.read(self._settings.evolve.queue_frames, _REREAD_WAIT_S)
         frames = [Received(message.partition, message.offset, message.value or b"") for message in found]
         while frames:
             _, frames = self._applier.apply(frames)

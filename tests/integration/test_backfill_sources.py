@@ -1,6 +1,7 @@
 """Ranges of offsets, and the readers of a replay, on a real Kafka."""
 
 import json
+from collections import Counter
 from contextlib import closing
 from typing import Any, Final
 
@@ -223,3 +224,22 @@ def test_partitions_far_apart_in_time_are_read_whole_with_little_memory(kafka: K
     with closing(ExtentsReader(log.settings, extents)) as reader:
         found = [(message.partition, message.offset) for message in merged(reader, max_messages=4000)]
     assert found == [(1, n) for n in range(count)] + [(0, n) for n in range(count)]
+
+
+def test_small_fetches_keep_partitions_abreast(kafka: KafkaServer, topic_prefix: str) -> None:
+    name = f"{topic_prefix}clicks"
+    log = Log(kafka.bootstrap_servers, name)
+    producer = Producer({"bootstrap.servers": kafka.bootstrap_servers})
+    # Kafka hands out what was sent together in one piece, however small a fetch is.
+    for _ in range(40):
+        for number in (0, 1) * 20:
+            producer.produce(name, b"x" * 400, partition=number)
+        assert producer.flush(60) == 0
+    read, apart = Counter[int](), 0
+    with closing(ExtentsReader(log.settings, log.resolve(name, Range()), fetch_bytes=16 * 1024)) as reader:
+        while reader.unfinished:
+            for message in reader.read(100, 0.1):
+                read[message.partition] += 1
+                apart = max(apart, abs(read[0] - read[1]))
+    assert read == {0: 800, 1: 800}
+    assert apart < 200
