@@ -400,7 +400,12 @@ def _compare(settings: Settings, here: str, there: str, users: int, samples: int
     with closing(RedisStore(settings.redis, here)) as one, closing(RedisStore(settings.redis, there)) as other:
         topic, _ = _interactions(settings)
         # Before any row: what is applied later is in a frame after these.
-        applied = [store.read_watermarks(range(topic.partitions)) for store in (one, other)]
+        watermarks = [store.read_watermarks(range(topic.partitions)) for store in (one, other)]
+        # One of a topic that was made anew says nothing of this one.
+        applied = [
+            {number: each if each and each.topic_id == topic.topic_id else None for number, each in found.items()}
+            for found in watermarks
+        ]
         return compare(one, other, users, samples, lambda: _users_since(settings, applied, most_frames))
 
 
@@ -412,12 +417,11 @@ def _users_since(
     Frames above the watermark bring nothing new to a generation that was filled with their events from raw topics: its marks
     tell.
     """
-    topic, extents = _interactions(settings)
     lacking: dict[Partition, Extent] = {}
-    for partition, extent in extents.items():
+    for partition, extent in _interactions(settings)[1].items():
         watermarks = [found[partition.number] for found in applied]
-        known = [each.offset for each in watermarks if each is not None and each.topic_id == topic.topic_id]
-        start = max(extent.start, min(known) + 1 if len(known) == len(watermarks) else 0)
+        first = min(0 if watermark is None else watermark.offset + 1 for watermark in watermarks)
+        start = max(extent.start, first)
         lacking[partition] = Extent(start, max(start, extent.end))
     if sum(extent.end - extent.start for extent in lacking.values()) > most_frames:
         return None

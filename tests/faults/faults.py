@@ -219,13 +219,13 @@ def topic_made_anew(on: Round) -> None:
     on.traffic.hold(topic)
     on.wait_for_progress()
     old = f"{topic}@{len(on.pipeline.deleted_ids) + 1}"
-    kept = [message._replace(topic=old) for message in on.pipeline.read(topic)]
+    kept = on.ask(lambda: on.pipeline.read(topic), "the topic can be read")
+    topic_id = on.ask(lambda: on.pipeline.topic_id(topic), "the topic has an id")
     on.note(f"delete {topic}")
-    topic_id = on.pipeline.topic_id(topic)
     _delete(on, topic)
     on.pipeline.create_topic(topic, 2)
     on.pipeline.deleted_ids[topic_id] = old
-    on.pipeline.deleted.extend(kept)
+    on.pipeline.deleted.extend(message._replace(topic=old) for message in kept)
     on.note(f"{topic} is made anew")
     # To a producer that has seen it without partitions, messages for it are errors.
     on.wait_until(lambda: on.pipeline.producer_knows(topic, 2), "the traffic's producer knows the new topic")
