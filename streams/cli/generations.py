@@ -87,6 +87,7 @@ def compare(
     samples: Annotated[int, typer.Option("--samples", min=0, help="Users to show side by side.")] = 5,
     output: Output = OutputFormat.TABLE,
     config: ConfigFile = None,
+    bootstrap_servers: BootstrapServers = None,
     redis_url: RedisUrl = None,
 ) -> None:
     """Compare a generation with the one that is served, user by user.
@@ -95,10 +96,11 @@ def compare(
 
     As JSON: `here` (the one compared with), `there`, `users_here` and `users_there` (looked at), `moving` (of those, left out;
     null: nobody, for too many frames), `missing_there` and `missing_here` (users without a row on the other side),
-    `compared` (in both), `differing_windows`, `distances` of vectors (cosine, 0 to 2: `p50`, `p99`, `max`; null where they cannot be compared), `list_overlap` (mean share of items
-    in common), `samples`: `user_id`, `same_window`, `distance`, and the items listed `here` and `there`, best first.
+    `compared` (in both), `differing_windows`, `distances` of vectors (cosine, 0 to 2: `p50`, `p99`, `max`; null where they
+    cannot be compared), `list_overlap` (mean share of items in common), `samples`: `user_id`, `same_window`, `distance`, and
+    the items listed `here` and `there`, best first.
     """
-    settings = operator_settings(config, redis__url=redis_url)
+    settings = operator_settings(config, kafka__bootstrap_servers=bootstrap_servers, redis__url=redis_url)
     from streams.services.generations import compare_generations  # noqa: PLC0415 - as above
 
     found = compare_generations(settings, to, generation, users, samples)
