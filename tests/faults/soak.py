@@ -8,6 +8,9 @@ as `make bench` does, unless `--rate` gives the rate to run at. Then, all the wh
 Redis's data, the events that wait, and how fresh vectors are, as a process beside it reads them from Redis. The figures go
 to `soak.json` and, drawn, to `soak.png` in the folder that `--out` names.
 
+Redis's data grow at first, in the rows alone: the windows that they begin with have ids as short as those of a new topic, and
+each live event brings a longer one, until every window is of live events.
+
 The last line is the verdict; the exit status is 1 when
 
 - the memory of ingest, evolve or Redis grew, over the second half, by more than a twentieth and 10 MiB
